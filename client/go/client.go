@@ -29,11 +29,13 @@
 package wasmkiln
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
+	"debug/elf"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -197,6 +199,10 @@ type CompileOptions struct {
 	Target, CPU string
 	// Settings are engine options, with names and values as Capabilities lists them.
 	Settings map[string]string
+	// Compatibility is anything that the host's own wasmtime compiled, such as the empty module, or
+	// the section ".wasmtime.engine" of it. The daemon then chooses code that this engine loads:
+	// leave Engine, Target, CPU and Settings empty.
+	Compatibility []byte
 	// Background makes the call wait behind all others.
 	Background bool
 }
@@ -291,14 +297,30 @@ func run[Answer any](
 }
 
 func (c *Client) compile(ctx context.Context, digest string, module []byte, options CompileOptions) (*Artifact, error) {
+	section, err := sectionOf(options.Compatibility)
+	if err != nil {
+		return nil, err
+	}
 	request := &pb.CompileRequest{
 		Source: &pb.CompileRequest_Sha256{Sha256: digest},
 		Engine: options.Engine, Target: options.Target, Cpu: options.CPU, Settings: options.Settings,
 		InlineLimitBytes: inlineLimitBytes,
 		AcceptHostFile:   !c.options.NoHostStore && time.Now().UnixNano() > c.noFileUntil.Load(),
 	}
+	if section != nil {
+		key := sha256.Sum256(section)
+		request.Compatibility = key[:]
+	}
 	return run(ctx, c, options.Background, digest, func(ctx context.Context) (*Artifact, error) {
-		artifact, err := c.ask(ctx, request, digest)
+		ask := func() (*Artifact, error) {
+			artifact, err := c.ask(ctx, request, digest)
+			if c.is(ctx, err, ErrCompatibilityUnknown) && !bytes.Equal(request.Compatibility, section) {
+				request.Compatibility = section
+				return c.ask(ctx, request, digest)
+			}
+			return artifact, err
+		}
+		artifact, err := ask()
 		// Where no tier takes so large a module, it has to come with the request.
 		isLoaded := len(module) <= uploadAboveBytes
 		for module != nil && c.is(ctx, err, ErrModuleNotLoaded) {
@@ -309,7 +331,7 @@ func (c *Client) compile(ctx context.Context, digest string, module []byte, opti
 			} else if !c.is(ctx, err, ErrUploadInterrupted) {
 				return nil, err
 			}
-			artifact, err = c.ask(ctx, request, digest)
+			artifact, err = ask()
 		}
 		if err == nil && artifact.Header.GetHostFile() != nil {
 			if taken := c.fromFile(artifact.Header); taken != nil {
@@ -319,7 +341,7 @@ func (c *Client) compile(ctx context.Context, digest string, module []byte, opti
 			// module by now.
 			c.noFileUntil.Store(time.Now().Add(noFileFor).UnixNano())
 			request.Source, request.AcceptHostFile = &pb.CompileRequest_Sha256{Sha256: digest}, false
-			artifact, err = c.ask(ctx, request, digest)
+			artifact, err = ask()
 		}
 		if err == nil {
 			err = checkBytes(artifact.Header, artifact.bytes)
@@ -329,6 +351,23 @@ func (c *Client) compile(ctx context.Context, digest string, module []byte, opti
 		}
 		return artifact, err
 	})
+}
+
+// sectionOf returns the section in which wasmtime says for which engine it compiled something, or a
+// section as it is.
+func sectionOf(compiled []byte) ([]byte, error) {
+	isWasm := bytes.HasPrefix(compiled, []byte("\x00asm"))
+	if compiled == nil || bytes.HasPrefix(compiled, []byte{0}) && !isWasm {
+		return compiled, nil
+	}
+	if file, err := elf.NewFile(bytes.NewReader(compiled)); err == nil {
+		if section := file.Section(".wasmtime.engine"); section != nil {
+			if found, err := section.Data(); err == nil && len(found) > 0 {
+				return found, nil
+			}
+		}
+	}
+	return nil, errors.New("cannot use Compatibility: these bytes are nothing that wasmtime compiled")
 }
 
 // load has the daemon take a module: a large one in pieces, if the daemon knows that, and others in
@@ -451,9 +490,11 @@ func (c *Client) checkHeader(request *pb.CompileRequest, digest string, header *
 			return refused(ErrArtifactMismatch, "asked for %s %.200q, got %.200q", each[0], each[1], each[2])
 		}
 	}
-	// A setting that the call did not name has to have the engine's default.
+	// A setting that the call did not name has to have the engine's default, unless the host's engine
+	// was shown, which compares them itself.
+	isShown := len(request.GetCompatibility()) > 0
 	for name, value := range header.GetChangedSettings() {
-		if wanted, named := request.GetSettings()[name]; !named || wanted != value {
+		if wanted, named := request.GetSettings()[name]; !isShown && (!named || wanted != value) {
 			return refused(ErrArtifactMismatch, "got setting %.200q, which was not asked for", name)
 		}
 	}

@@ -35,31 +35,33 @@ type Error struct {
 
 // What errors.Is compares with: each stands for all errors of its reason.
 var (
-	ErrInvalidRequest     = &Error{Reason: "INVALID_REQUEST"}
-	ErrNotWasm            = &Error{Reason: "NOT_WASM"}
-	ErrModuleInvalid      = &Error{Reason: "MODULE_INVALID"}
-	ErrModuleTooLarge     = &Error{Reason: "MODULE_TOO_LARGE"}
-	ErrDigestMismatch     = &Error{Reason: "DIGEST_MISMATCH"}
-	ErrUploadInterrupted  = &Error{Reason: "UPLOAD_INTERRUPTED"}
-	ErrEngineUnknown      = &Error{Reason: "ENGINE_UNKNOWN"}
-	ErrEngineRemoved      = &Error{Reason: "ENGINE_REMOVED"}
-	ErrTargetUnsupported  = &Error{Reason: "TARGET_UNSUPPORTED"}
-	ErrSettingUnknown     = &Error{Reason: "SETTING_UNKNOWN"}
-	ErrEngineLacksFeature = &Error{Reason: "ENGINE_LACKS_FEATURE"}
-	ErrModuleNotLoaded    = &Error{Reason: "MODULE_NOT_LOADED"}
-	ErrCompileTimeout     = &Error{Reason: "COMPILE_TIMEOUT"}
-	ErrCompileMemoryLimit = &Error{Reason: "COMPILE_MEMORY_LIMIT"}
-	ErrArtifactTooLarge   = &Error{Reason: "ARTIFACT_TOO_LARGE"}
-	ErrCompilerCrashed    = &Error{Reason: "COMPILER_CRASHED"}
-	ErrModuleQuarantined  = &Error{Reason: "MODULE_QUARANTINED"}
-	ErrQueueFull          = &Error{Reason: "COMPILE_QUEUE_FULL"}
-	ErrQuotaExceeded      = &Error{Reason: "QUOTA_EXCEEDED"}
-	ErrWorkerUnavailable  = &Error{Reason: "WORKER_UNAVAILABLE"}
-	ErrServerDraining     = &Error{Reason: "SERVER_DRAINING"}
-	ErrCredentialsMissing = &Error{Reason: "CREDENTIALS_MISSING"}
-	ErrCredentialsInvalid = &Error{Reason: "CREDENTIALS_INVALID"}
-	ErrRoleMissing        = &Error{Reason: "ROLE_MISSING"}
-	ErrInternal           = &Error{Reason: "INTERNAL"}
+	ErrInvalidRequest           = &Error{Reason: "INVALID_REQUEST"}
+	ErrNotWasm                  = &Error{Reason: "NOT_WASM"}
+	ErrModuleInvalid            = &Error{Reason: "MODULE_INVALID"}
+	ErrModuleTooLarge           = &Error{Reason: "MODULE_TOO_LARGE"}
+	ErrDigestMismatch           = &Error{Reason: "DIGEST_MISMATCH"}
+	ErrUploadInterrupted        = &Error{Reason: "UPLOAD_INTERRUPTED"}
+	ErrEngineUnknown            = &Error{Reason: "ENGINE_UNKNOWN"}
+	ErrEngineRemoved            = &Error{Reason: "ENGINE_REMOVED"}
+	ErrTargetUnsupported        = &Error{Reason: "TARGET_UNSUPPORTED"}
+	ErrSettingUnknown           = &Error{Reason: "SETTING_UNKNOWN"}
+	ErrCompatibilityUnknown     = &Error{Reason: "COMPATIBILITY_UNKNOWN"}
+	ErrCompatibilityUnsupported = &Error{Reason: "COMPATIBILITY_UNSUPPORTED"}
+	ErrEngineLacksFeature       = &Error{Reason: "ENGINE_LACKS_FEATURE"}
+	ErrModuleNotLoaded          = &Error{Reason: "MODULE_NOT_LOADED"}
+	ErrCompileTimeout           = &Error{Reason: "COMPILE_TIMEOUT"}
+	ErrCompileMemoryLimit       = &Error{Reason: "COMPILE_MEMORY_LIMIT"}
+	ErrArtifactTooLarge         = &Error{Reason: "ARTIFACT_TOO_LARGE"}
+	ErrCompilerCrashed          = &Error{Reason: "COMPILER_CRASHED"}
+	ErrModuleQuarantined        = &Error{Reason: "MODULE_QUARANTINED"}
+	ErrQueueFull                = &Error{Reason: "COMPILE_QUEUE_FULL"}
+	ErrQuotaExceeded            = &Error{Reason: "QUOTA_EXCEEDED"}
+	ErrWorkerUnavailable        = &Error{Reason: "WORKER_UNAVAILABLE"}
+	ErrServerDraining           = &Error{Reason: "SERVER_DRAINING"}
+	ErrCredentialsMissing       = &Error{Reason: "CREDENTIALS_MISSING"}
+	ErrCredentialsInvalid       = &Error{Reason: "CREDENTIALS_INVALID"}
+	ErrRoleMissing              = &Error{Reason: "ROLE_MISSING"}
+	ErrInternal                 = &Error{Reason: "INTERNAL"}
 
 	// The client itself raises these.
 

@@ -79,6 +79,11 @@ func ask(ctx context.Context, address, path string) error {
 		}
 		return err
 	}
+	if file := flags["--compatibility"]; file != "" {
+		if asked.Compatibility, err = os.ReadFile(file); err != nil {
+			panic(err)
+		}
+	}
 	var artifact *wasmkiln.Artifact
 	if digest := flags["--digest"]; digest != "" {
 		artifact, err = client.CompileDigest(ctx, digest, asked)

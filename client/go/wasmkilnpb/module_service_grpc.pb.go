@@ -108,6 +108,11 @@ type ModuleServiceClient interface {
 	//	                                          have; metadata: targets or cpus.
 	//	INVALID_ARGUMENT    SETTING_UNKNOWN       a setting or value that the engine does not
 	//	                                          have; metadata: setting, allowed.
+	//	NOT_FOUND           COMPATIBILITY_UNKNOWN  the daemon does not know this compatibility key:
+	//	                                          send the section.
+	//	FAILED_PRECONDITION COMPATIBILITY_UNSUPPORTED  the caller's engine loads no code that an
+	//	                                          engine here makes; metadata: engine (the nearest),
+	//	                                          differences.
 	//	NOT_FOUND           MODULE_NOT_LOADED     no module with this digest here, in Redis or in
 	//	                                          the object store.
 	//	RESOURCE_EXHAUSTED  ARTIFACT_TOO_LARGE    metadata: size_bytes, limit_bytes.
@@ -133,7 +138,8 @@ type ModuleServiceClient interface {
 	//	INVALID_ARGUMENT INVALID_REQUEST      a malformed digest or fingerprint, or more than
 	//	                                      10,000 keys or 2 MiB.
 	//	INVALID_ARGUMENT ENGINE_UNKNOWN, TARGET_UNSUPPORTED, SETTING_UNKNOWN  as in Compile.
-	//	FAILED_PRECONDITION ENGINE_REMOVED    as in Compile.
+	//	FAILED_PRECONDITION ENGINE_REMOVED, COMPATIBILITY_UNSUPPORTED  as in Compile.
+	//	NOT_FOUND        COMPATIBILITY_UNKNOWN  as in Compile.
 	FindMissing(ctx context.Context, in *FindMissingRequest, opts ...grpc.CallOption) (*FindMissingResponse, error)
 }
 
@@ -343,6 +349,11 @@ type ModuleServiceServer interface {
 	//	                                          have; metadata: targets or cpus.
 	//	INVALID_ARGUMENT    SETTING_UNKNOWN       a setting or value that the engine does not
 	//	                                          have; metadata: setting, allowed.
+	//	NOT_FOUND           COMPATIBILITY_UNKNOWN  the daemon does not know this compatibility key:
+	//	                                          send the section.
+	//	FAILED_PRECONDITION COMPATIBILITY_UNSUPPORTED  the caller's engine loads no code that an
+	//	                                          engine here makes; metadata: engine (the nearest),
+	//	                                          differences.
 	//	NOT_FOUND           MODULE_NOT_LOADED     no module with this digest here, in Redis or in
 	//	                                          the object store.
 	//	RESOURCE_EXHAUSTED  ARTIFACT_TOO_LARGE    metadata: size_bytes, limit_bytes.
@@ -368,7 +379,8 @@ type ModuleServiceServer interface {
 	//	INVALID_ARGUMENT INVALID_REQUEST      a malformed digest or fingerprint, or more than
 	//	                                      10,000 keys or 2 MiB.
 	//	INVALID_ARGUMENT ENGINE_UNKNOWN, TARGET_UNSUPPORTED, SETTING_UNKNOWN  as in Compile.
-	//	FAILED_PRECONDITION ENGINE_REMOVED    as in Compile.
+	//	FAILED_PRECONDITION ENGINE_REMOVED, COMPATIBILITY_UNSUPPORTED  as in Compile.
+	//	NOT_FOUND        COMPATIBILITY_UNKNOWN  as in Compile.
 	FindMissing(context.Context, *FindMissingRequest) (*FindMissingResponse, error)
 	mustEmbedUnimplementedModuleServiceServer()
 }
