@@ -22,6 +22,7 @@ async function ask() {
   })
   const options = { signal: controller.signal }
   if (flags.engine) options.engine = flags.engine
+  if (flags.compatibility) options.compatibility = fs.readFileSync(flags.compatibility)
   if (flags['timeout-ms']) options.timeoutMs = Number(flags['timeout-ms'])
   const module = fs.readFileSync(path)
   try {

@@ -23,7 +23,7 @@ OWN: dict[str, tuple[str, object]] = {
     "java": ("consume_fuel", True),
     "cpp": ("cranelift_opt_level", "none"),
     "go": ("cranelift_opt_level", "speed_and_size"),
-    "node": ("debug_info", True),
+    "node": ("wasm_relaxed_simd", False),
 }
 UNUSABLE = "these bytes are nothing that wasmtime compiled"
 

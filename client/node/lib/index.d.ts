@@ -48,6 +48,12 @@ export interface CompileOptions extends CallOptions {
   target?: string
   cpu?: string
   settings?: Record<string, string>
+  /**
+   * Anything that the host's own wasmtime compiled, such as a .cwasm file that it loads, or the
+   * section `.wasmtime.engine` of it. The daemon then chooses code that this engine loads: leave
+   * out engine, target, cpu and settings.
+   */
+  compatibility?: Uint8Array
 }
 
 export interface Engine {
@@ -149,6 +155,7 @@ type Kind = typeof WasmkilnError
 export const InvalidRequest: Kind, NotWasm: Kind, ModuleInvalid: Kind, ModuleTooLarge: Kind
 export const DigestMismatch: Kind, UploadInterrupted: Kind, EngineUnknown: Kind, EngineRemoved: Kind
 export const TargetUnsupported: Kind, SettingUnknown: Kind, EngineLacksFeature: Kind
+export const CompatibilityUnknown: Kind, CompatibilityUnsupported: Kind
 export const CredentialsMissing: Kind, CredentialsInvalid: Kind, RoleMissing: Kind
 export const ModuleNotLoaded: Kind, CompileTimeout: Kind, CompileMemoryLimit: Kind
 export const ArtifactTooLarge: Kind, CompilerCrashed: Kind, InternalFailure: Kind

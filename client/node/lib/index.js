@@ -8,6 +8,7 @@ const { setTimeout: sleep } = require('node:timers/promises')
 const { Client: Connection, Metadata, credentials, status } = require('@grpc/grpc-js')
 const { readTrustedKeys, verifyAttestation } = require('./attestation')
 const errors = require('./errors')
+const { sectionOf } = require('./engine-section')
 const { hasChanged, isYoung, openHostFile, pathOf } = require('./host-file')
 const protos = require('./protos')
 
@@ -43,7 +44,8 @@ const ADDRESS = /^(unix|unix-abstract|dns|ipv4|ipv6|xds):|^[^/]+:[1-9][0-9]{0,4}
 const LOCAL =
   /^unix(-abstract)?:|^((dns|ipv4|ipv6):(\/\/\/)?)?(localhost|127(\.\d+){3}|\[::1\]):\d+$/
 
-const CALL_OPTIONS = ['timeoutMs', 'signal', 'priority', 'engine', 'target', 'cpu', 'settings']
+const COMPILE_OPTIONS = ['engine', 'target', 'cpu', 'settings', 'compatibility']
+const CALL_OPTIONS = ['timeoutMs', 'signal', 'priority', ...COMPILE_OPTIONS]
 
 /**
  * A client of one daemon, or of several behind one address. Keep one and use it for all calls.
@@ -139,10 +141,22 @@ class Client {
     for (const [name, value] of Object.entries(settings)) {
       if (typeof value !== 'string') throw new TypeError(`setting ${name} has to be a string`)
     }
+    const section = options.compatibility && sectionOf(options.compatibility)
+    const compatibility = section && Buffer.from(sha256(section), 'hex')
     const acceptHostFile = this.#options.hostStore && Date.now() >= this.#noFilesUntil
-    const asked = { engine, target, cpu, settings, inlineLimitBytes: INLINE_LIMIT_BYTES }
+    const inlineLimitBytes = INLINE_LIMIT_BYTES
+    const asked = { engine, target, cpu, settings, compatibility, inlineLimitBytes }
     return this.#call(options, digest, async (call) => {
-      const ask = (source) => this.#answer({ ...asked, ...source }, digest, call)
+      const ask = async (source) => {
+        try {
+          return await this.#answer({ ...asked, ...source }, digest, call)
+        } catch (error) {
+          const isUnknown = error instanceof errors.CompatibilityUnknown
+          if (!isUnknown || asked.compatibility === section) throw error
+        }
+        asked.compatibility = section
+        return this.#answer({ ...asked, ...source }, digest, call)
+      }
       let header
       let isLoaded = module?.length <= UPLOAD_ABOVE_BYTES
       for (let source = { sha256: digest }; !header; ) {
@@ -423,9 +437,10 @@ function checkHeader(request, digest, header) {
   for (const [setting, value] of Object.entries(request.settings)) {
     same(`setting ${setting}`, value, header.settings[setting] ?? UNSTATED[setting])
   }
-  // A setting that the call did not name has to have the engine's default.
+  // A setting that the call did not name has to have the engine's default, unless the host's engine
+  // was shown, which compares them itself.
   const changed = Object.entries(header.changedSettings)
-  for (const [setting, value] of changed) {
+  for (const [setting, value] of request.compatibility ? [] : changed) {
     same(`setting ${quoted(setting)}`, request.settings[setting], value)
   }
   check(!header.isFast || changed.length, 'asked for optimised code, got that of a fast compiler')
