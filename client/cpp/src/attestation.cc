@@ -146,15 +146,17 @@ std::string field(const std::string& json, const std::string& name) {
 
 }  // namespace
 
-std::string sha256_hex(std::string_view bytes) {
+std::string sha256_raw(std::string_view bytes) {
   std::string digest(EVP_MAX_MD_SIZE, '\0');
   unsigned int size = 0;
   auto* out = reinterpret_cast<unsigned char*>(digest.data());
   if (EVP_Digest(bytes.data(), bytes.size(), out, &size, EVP_sha256(), nullptr) != 1) {
     throw std::runtime_error("cannot compute SHA-256: OpenSSL refuses it");
   }
-  return hex(digest.substr(0, size));
+  return digest.substr(0, size);
 }
+
+std::string sha256_hex(std::string_view bytes) { return hex(sha256_raw(bytes)); }
 
 std::string read_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);

@@ -79,6 +79,39 @@ void require(bool is_true, const std::string& otherwise) {
 
 using Settings = std::map<std::string, std::string>;
 
+// Return the number in `size` bytes, the lowest first. Throw std::out_of_range beyond the end.
+std::uint64_t number(std::string_view bytes, std::uint64_t at, std::size_t size) {
+  if (at + size < at || at + size > bytes.size()) throw std::out_of_range("damaged");
+  std::uint64_t value = 0;
+  while (size--) value = value << 8 | static_cast<unsigned char>(bytes[at + size]);
+  return value;
+}
+
+// Return the section in which wasmtime says for which engine it compiled something, or a section
+// as it is. Throw std::invalid_argument for anything else.
+std::string section_of(std::string_view compiled) {
+  constexpr std::string_view name(".wasmtime.engine\0", 17);
+  auto begins = [&](const std::string& with) { return compiled.substr(0, with.size()) == with; };
+  if (begins({'\0'}) && !begins({'\0', 'a', 's', 'm'})) return std::string(compiled);
+  try {
+    if (!begins("\x7f" "ELF\2")) throw std::out_of_range("another file");
+    std::uint64_t row = number(compiled, 0x28, 8);
+    const std::uint64_t size = number(compiled, 0x3a, 2);
+    const std::uint64_t names = number(compiled, row + size * number(compiled, 0x3e, 2) + 0x18, 8);
+    for (std::uint64_t left = number(compiled, 0x3c, 2); left > 0; --left, row += size) {
+      std::uint64_t at = names + number(compiled, row, 4);
+      if (compiled.substr(at, name.size()) != name) continue;
+      std::uint64_t from = number(compiled, row + 0x18, 8), length = number(compiled, row + 0x20, 8);
+      std::string_view section = compiled.substr(from, length);
+      if (!section.empty() && section.size() == length) return std::string(section);
+    }
+  } catch (const std::out_of_range&) {
+    // Whatever else it is.
+  }
+  throw std::invalid_argument(
+      "cannot use compatibility: these bytes are nothing that wasmtime compiled");
+}
+
 bool includes(const Settings& all, const Settings& part) {
   return std::includes(all.begin(), all.end(), part.begin(), part.end());
 }
@@ -117,8 +150,9 @@ void check_header(const v1::CompileRequest& asked, const std::string& sha256,
       {"target", is_none_or(asked.target(), got.target())},
       {"cpu", is_none_or(asked.cpu(), got.cpu())},
       {"setting", includes(stated, wanted)},
-      // A setting that the call did not name has to have the engine's default.
-      {"changed setting", includes(wanted, changed)},
+      // A setting that the call did not name has to have the engine's default, unless the host's
+      // engine was shown, which compares them itself.
+      {"changed setting", !asked.compatibility().empty() || includes(wanted, changed)},
       {"compiler", !got.is_fast() || !changed.empty()},
       {"encoding", got.content_encoding().empty()},
       {"beginning", got.offset_bytes() == 0 ||
@@ -342,13 +376,20 @@ struct Client::State {
     request.set_cpu(how.cpu);
     request.mutable_settings()->insert(how.settings.begin(), how.settings.end());
     request.set_inline_limit_bytes(kInlineBytes);
+    const std::string section = how.compatibility ? section_of(*how.compatibility) : "";
+    if (how.compatibility) request.set_compatibility(sha256_raw(section));
     // Where no tier takes so large a module, it has to come with the request.
     bool is_loaded = module && module->size() <= kUploadAboveBytes;
     while (true) {
       try {
         return ask(request, shared);
       } catch (const WasmkilnError& error) {
-        if (!module || error.details().reason != "MODULE_NOT_LOADED") throw;
+        const std::string& reason = error.details().reason;
+        if (reason == "COMPATIBILITY_UNKNOWN" && request.compatibility() != section) {
+          request.set_compatibility(section);
+          continue;
+        }
+        if (!module || reason != "MODULE_NOT_LOADED") throw;
       }
       if (is_loaded) {
         request.set_module(module->data(), module->size());

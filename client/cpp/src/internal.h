@@ -15,6 +15,7 @@ namespace wasmkiln {
 // Trusted public keys of 32 bytes by their ids, the SHA-256 of each.
 using TrustedKeys = std::map<std::string, std::string>;
 
+std::string sha256_raw(std::string_view bytes);
 std::string sha256_hex(std::string_view bytes);
 bool is_digest(const std::string& text);
 

@@ -74,6 +74,10 @@ struct CompileOptions {
   std::string cpu;
   // As capabilities() lists them; the others keep the engine's default.
   std::map<std::string, std::string> settings;
+  // Anything that the host's own wasmtime compiled, such as the empty module, or the section
+  // ".wasmtime.engine" of it. The daemon then chooses code that this engine loads: leave the four
+  // above empty.
+  std::optional<std::string> compatibility;
   // Whether the call waits behind all others.
   bool is_background = false;
   // Instead of the client's own.
