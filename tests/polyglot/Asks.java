@@ -11,7 +11,8 @@ import java.util.Map;
  * columns each time, between tabs: what it got, or why not.
  *
  * <pre>Asks ADDRESS MODULE.wasm [--key PATH] [--engine ID] [--ca CA.pem] [--token-file FILE]
- *     [--digest SHA256] [--timeout-ms N] [--times N] [--out FILE] [--load yes] [--pause call]</pre>
+ *     [--digest SHA256] [--timeout-ms N] [--times N] [--out FILE] [--load yes] [--pause call]
+ *     [--compatibility FILE]</pre>
  *
  * <p>With {@code --load} it loads the module, as background work. With {@code --pause call} a line
  * on standard input ends all calls; with {@code --pause file}, which Go's and Node's program have,
@@ -68,6 +69,9 @@ public final class Asks {
     CompileOptions options = CompileOptions.defaults().engine(FLAGS.getOrDefault("--engine", ""));
     if (FLAGS.containsKey("--timeout-ms")) {
       options = options.timeout(Duration.ofMillis(Long.parseLong(FLAGS.get("--timeout-ms"))));
+    }
+    if (FLAGS.containsKey("--compatibility")) {
+      options = options.compatibility(Files.readAllBytes(Path.of(FLAGS.get("--compatibility"))));
     }
     try (WasmkilnClient client = builder.build()) {
       if (FLAGS.containsKey("--load")) {

@@ -142,6 +142,7 @@ public final class WasmkilnClient implements AutoCloseable {
     // What came of the artifact, in one answer to Compile or several.
     ArtifactHeader header = ArtifactHeader.getDefaultInstance();
     ByteString bytes = ByteString.EMPTY;
+    final ByteString compatibility;
     private final Duration timeout;
     private final Deadline deadline;
     private final String requestId =
@@ -151,6 +152,7 @@ public final class WasmkilnClient implements AutoCloseable {
     /** About a module of this digest, or about none if that is empty. */
     Call(String module, CompileOptions how) {
       this.module = module;
+      compatibility = how.compatibility();
       priority = how.isBackground() ? "background" : "";
       timeout = how.timeout() == null ? options.timeout : how.timeout();
       deadline = Deadline.after(timeout.toMillis(), TimeUnit.MILLISECONDS);
@@ -251,12 +253,15 @@ public final class WasmkilnClient implements AutoCloseable {
   }
 
   private static CompileRequest.Builder request(String sha256, CompileOptions options) {
+    byte[] section = options.compatibility().toByteArray();
+    String key = section.length == 0 ? "" : TrustedKeys.sha256(section);
     return CompileRequest.newBuilder()
         .setSha256(sha256)
         .setEngine(options.engine())
         .setTarget(options.target())
         .setCpu(options.cpu())
         .putAllSettings(options.settings())
+        .setCompatibility(ByteString.copyFrom(HexFormat.of().parseHex(key)))
         .setInlineLimitBytes(INLINE_LIMIT_BYTES);
   }
 
@@ -268,6 +273,11 @@ public final class WasmkilnClient implements AutoCloseable {
       try {
         return call.make(stub -> receive(stub.compile(asked), asked, call));
       } catch (WasmkilnException cut) {
+        boolean isKey = !asked.getCompatibility().equals(call.compatibility);
+        if (cut.reason().equals("COMPATIBILITY_UNKNOWN") && isKey) {
+          request.setCompatibility(call.compatibility);
+          continue;
+        }
         boolean isMore = call.bytes.size() > asked.getOffsetBytes();
         if (cut.code() != Status.Code.UNAVAILABLE || !isMore) {
           throw cut;
@@ -322,8 +332,9 @@ public final class WasmkilnClient implements AutoCloseable {
     same("target", List.of("", header.getTarget()).contains(request.getTarget()));
     same("cpu", List.of("", header.getCpu()).contains(request.getCpu()));
     same("setting", stated.entrySet().containsAll(asked));
-    // A setting that the call did not name has to have the engine's default.
-    same("changed setting", asked.containsAll(changed));
+    // A setting that the call did not name has to have the engine's default, unless the host's
+    // engine was shown, which compares them itself.
+    same("changed setting", !request.getCompatibility().isEmpty() || asked.containsAll(changed));
     same("compiler", !header.getIsFast() || !changed.isEmpty());
     same("encoding", header.getContentEncoding().isEmpty());
     boolean isRest =
