@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+import wasmtime
+from wasmkiln.loading import shown_by
 
 from tests.e2e import refusals as causes
 from tests.e2e import wasm
@@ -43,6 +47,7 @@ _AT_FAULT = {
     **dict.fromkeys(("ENGINE_UNKNOWN", "ENGINE_REMOVED", "ENGINE_LACKS_FEATURE"), "engine"),
     "DIGEST_MISMATCH": "expected_sha256",
     "SETTING_UNKNOWN": "settings",
+    **dict.fromkeys(("COMPATIBILITY_UNKNOWN", "COMPATIBILITY_UNSUPPORTED"), "compatibility"),
     "MODULE_NOT_LOADED": "sha256",
     "MODULE_PINNED": "module_sha256",
 }
@@ -94,6 +99,9 @@ _TOO_DEEP = wasm.nested_blocks(1_000_000)
 _LEGACY = "(module (func try catch_all end))"
 _PROMOTE = "(module (func (param v128) (result v128) local.get 0 f64x2.promote_low_f32x4))"
 _TWO_MEMORIES, _OFF = "(module (memory 1) (memory 1))", {"wasm_multi_memory": "false"}
+_KEY = b64encode(bytes(32)).decode()
+_SECTION = shown_by(wasmtime.Engine())
+_OF_99 = b64encode(_SECTION[:2] + b"99" + _SECTION[4:]).decode()
 _MANY_KEYS = {"keys": [{"module_sha256": _DIGEST}] * 10_001}
 
 
@@ -176,6 +184,12 @@ ROWS = [
         setting="wasm_threads",
         value="true",
         allowed="false",
+    ),
+    row("COMPATIBILITY_UNKNOWN", compile_(_LOADED, compatibility=_KEY), "send the section"),
+    row(
+        *("COMPATIBILITY_UNSUPPORTED", compile_(_LOADED, compatibility=_OF_99), "version 99"),
+        engine=WASMTIME,
+        differences=".*version 99.*",
     ),
     row("ENGINE_LACKS_FEATURE", on_wasmer("(component)"), WASMTIME, accepted_by=_OTHERS),
     # wasmer accepts SIMD, and then has no code for some of its operators.
