@@ -53,7 +53,7 @@ def check_keys(raw: bytes) -> None:
         return
     for key in found:
         try:
-            if isinstance(asked := wanted(key), Request):
+            if isinstance(asked := wanted(key, Terms()), Request):
                 check_within_bounds(asked)
         except WasmkilnError as refusal:
             check_refusal(refusal)

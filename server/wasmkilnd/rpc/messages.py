@@ -240,7 +240,7 @@ class CompileCall:
         )
 
 
-def wanted(raw: bytes) -> model.CacheKey | Request:
+def wanted(raw: bytes, terms: Terms) -> model.CacheKey | Request:
     """Translate a serialized ArtifactKey. Raises INVALID_REQUEST."""
     bound("keys", len(raw), SMALL_BYTES)
     try:
@@ -252,7 +252,8 @@ def wanted(raw: bytes) -> model.CacheKey | Request:
     if key.fingerprint:
         return model.CacheKey(sha256, check_sha256(key.fingerprint, "keys.fingerprint"))
     shown = _compatibility(key, "keys.")
-    return Request(sha256, b"", key.engine, key.target, key.cpu, settings, compatibility=shown)
+    named = key.engine, key.target, key.cpu, settings
+    return Request(sha256, b"", *named, compatibility=shown, terms=terms)
 
 
 def _settings(sent: pb.CompileRequest | types_pb2.ArtifactKey, where: str = "") -> dict[str, str]:

@@ -123,11 +123,12 @@ class ModuleServicer:
         They are found, parsed and looked up in slices.
         """
         sent: list[slice] = []
+        terms = _terms(call)
 
         def wanted() -> Iterator[CacheKey | Request]:
             for start, value, end in messages.keys(request):
                 sent.append(slice(start, end))
-                yield messages.wanted(request[value:end])
+                yield messages.wanted(request[value:end], terms)
 
         missing = await self._tenant_of(call.identity.namespace).compiler.find_missing(wanted())
         # Keys have the same number in the answer.

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import types_pb2
+from wasmkilnd.compile import Terms
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.messages import CompileCall, keys, reader, to_status
@@ -66,7 +67,7 @@ def test_what_is_above_a_bound_is_refused_by_name(
     assert (failure.field, words in failure.message) == (field, True)
     finding = types_pb2.ArtifactKey(module_sha256=DIGEST, **sent).SerializeToString()
     with pytest.raises(WasmkilnError) as refused:
-        messages.wanted(finding)
+        messages.wanted(finding, Terms())
     assert (refused.value.field, words in refused.value.message) == (f"keys.{field}", True)
 
 
@@ -75,7 +76,7 @@ def test_a_key_has_digests(field: str) -> None:
     key = types_pb2.ArtifactKey(module_sha256=DIGEST)
     setattr(key, field, "x")
     with pytest.raises(WasmkilnError) as refused:
-        messages.wanted(key.SerializeToString())
+        messages.wanted(key.SerializeToString(), Terms())
     assert (refused.value.reason, refused.value.field) == (Reason.INVALID_REQUEST, f"keys.{field}")
 
 
@@ -98,7 +99,7 @@ def test_keys_are_not_found_in_what_is_no_message(raw: bytes) -> None:
     with pytest.raises(WasmkilnError, match="no message of this call"):
         list(keys(raw))
     with pytest.raises(WasmkilnError, match="no message of this call"):
-        messages.wanted(raw)
+        messages.wanted(raw, Terms())
 
 
 def test_keys_are_found_as_protobuf_finds_them() -> None:
