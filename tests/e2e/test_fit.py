@@ -262,7 +262,7 @@ def test_a_host_with_the_defaults_is_known_before_it_shows_itself(stub: Any) -> 
     assert reason(stub, module=MODULE, compatibility=key) == ""
 
 
-FUELED = {"consume_fuel": True}
+FUELED, FUELED_CODE = {"consume_fuel": True}, {"consume_fuel": "true"}
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["first", "again"])
@@ -387,3 +387,22 @@ def test_a_key_outlives_a_restart_and_serves_while_the_daemon_is_down(
         assert reason(again, sha256=wasm.digest(MODULE), compatibility=key) == ""
         assert compiled(daemon) == 0
         assert json.loads(told.read_text())["fits"][key.hex()]["fingerprint"] == header.fingerprint
+
+
+def test_what_an_older_daemon_recorded_and_this_one_does_not_make_is_learned_again(
+    engines: object, tmp_path: Path
+) -> None:
+    state, section = fresh_state(tmp_path / "state", engines=[ENGINE]), shown(consume_fuel=True)
+    key, record = key_of(section).hex(), state / "engine-names.json"
+    with Daemon(state) as daemon, daemon.client(host_store_dir="none") as client:
+        client.compile(MODULE, into=section)
+        eventually(lambda: key in record.read_text(), "it is not recorded")
+    told = json.loads(record.read_text())
+    for fit in told["fits"].values():
+        fit["settings"]["of_an_older_daemon"] = "true"
+    record.write_text(json.dumps(told))
+    with Daemon(state) as daemon, daemon.client(host_store_dir="none") as client:
+        header = client.compile(MODULE, into=section).header
+        assert dict(header.changed_settings) == FUELED_CODE
+        list_of_engines = state / "host_store" / "engines.json"
+        eventually(lambda: key in json.loads(list_of_engines.read_text())["fits"], "not told")

@@ -206,12 +206,12 @@ class EngineRegistry:
         what is no section; COMPATIBILITY_UNKNOWN and COMPATIBILITY_UNSUPPORTED; ENGINE_UNKNOWN.
         """
         fit = self.fits.get(shown)
-        if not fit or not self.serves(fit):
+        if not fit or not (spec := self.code_for(fit)):
             if len(shown) == fits.KEY_BYTES:
                 raise errors.compatibility_unknown()
             fit = self._fit(fits.read(shown))
             self.fits.keep(shown, caller, fit)
-        spec = self.spec(*fit.code)
+            spec = self.spec(*fit.code)
         if not (engine or target or cpu or settings):
             return spec
         engine_id = self.choose(engine, None) if engine else fit.engine_id
@@ -232,9 +232,12 @@ class EngineRegistry:
         chosen = {**fit.settings, **settings}
         return self.spec(engine_id, fit.target, cpu or fit.cpus[0], chosen)
 
-    def serves(self, fit: fits.Fit) -> bool:
-        """Return whether hosts get this code now."""
-        return fit.engine_id in self._nearest
+    def code_for(self, fit: fits.Fit) -> CompileSpec | None:
+        """Return what hosts get now; None where an older daemon recorded what is not made here."""
+        try:
+            return self.spec(*fit.code) if fit.engine_id in self._nearest else None
+        except WasmkilnError:
+            return None
 
     def _fit(self, host: Section) -> fits.Fit:
         """Return the code for a host. Raises COMPATIBILITY_UNSUPPORTED."""

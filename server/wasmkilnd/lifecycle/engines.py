@@ -208,7 +208,7 @@ class Serving:
         # Each kind of module is compiled and run, and a broken engine is given a minute a job.
         async with long_step(f"testing {ids}", _TEST_MOST_S):
             await self._take(installed)
-        self.registry.fits.known |= self._recorded.fits
+        self.registry.fits.known = {**self._recorded.fits, **self.registry.fits.known}
         if self.isolation.level == "strict" and self.isolation.refused:
             engine_id, why = next(iter(self.isolation.refused.items()))
             raise CannotStart(f"cannot serve {engine_id} (isolation = strict): {why}")
@@ -440,9 +440,9 @@ def served_engines(engines: EngineRegistry) -> dict[str, Any]:
     listing = [listed(engine) for engine in engines.served]
     # By compatibility key.
     fits = {
-        key: {"id": fit.engine_id, "fingerprint": engines.spec(*fit.code).fingerprint}
+        key: {"id": fit.engine_id, "fingerprint": spec.fingerprint}
         for key, fit in engines.fits.known.items()
-        if engines.serves(fit)
+        if (spec := engines.code_for(fit))
     }
     told = {"version": LIST_VERSION, "cache_format": model.HASHED_FORMAT}
     return {**told, "engines": listing, "fits": fits}
