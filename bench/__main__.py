@@ -16,6 +16,7 @@ Measurements = Mapping[str, Callable[[Setting], Iterator[Row]]]
 MEASUREMENTS: Measurements = {
     "cold": compiles.cold,
     "memory": hits.memory,
+    "engine": hits.by_engine,
     "access": hits.access,
     "host": hits.host_store,
     "http": hits.over_http,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import time
 from collections import defaultdict
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from http.client import HTTPConnection
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import grpc
 import redis
 from grpc import aio
 from wasmkiln import Client, HostFileUnavailable
+from wasmkiln.loading import section_of
 from wasmkiln.v1 import types_pb2
 from wasmkilnd.access.guard import Access, AccessGuard
 from wasmkilnd.access.policy import Policy, Rule
@@ -110,6 +113,38 @@ def memory(given: Setting) -> Iterator[Row]:
             yield compare("memory hit", held.what, hit, "redis-py GET (hiredis)", get)
             what, of = f"{held.what}, Client.compile", 1.3 if held.is_large else None
             yield compare("memory hit", what, series["client"], "the same call, raw", hit, of)
+
+
+def by_engine(given: Setting) -> Iterator[Row]:
+    """Memory hits by what the caller's engine says of itself, beside the same by settings."""
+    with ExitStack() as stack:
+        held = Held(stack, given, given.small, given.daemon)
+        settings = {"consume_fuel": "true"}
+        made = held.client.compile(given.small.sha256, engine=held.engine, settings=settings)
+        section = section_of(made.bytes)
+        features = count()
+
+        def unknown() -> float:
+            # Its CPU has a feature that nobody else's has.
+            other = section.replace(b"has_apx", f"x{next(features):06}".encode())
+            asked = held.request(compatibility=other)
+            return held.stream.timed(asked, types_pb2.ORIGIN_MEMORY)
+
+        key, named = hashlib.sha256(section).digest(), held.request(settings=settings)
+        held.client.compile(given.small.sha256, into=section)
+        by_key = lab.request("", given.small, inline_limit_bytes=INLINE_BYTES, compatibility=key)
+        actions: dict[str, Action] = {
+            "key": partial(held.stream.timed, by_key, types_pb2.ORIGIN_MEMORY),
+            "settings": partial(held.stream.timed, named, types_pb2.ORIGIN_MEMORY),
+        }
+        series = in_turns(actions, given.rounds(2000), given.rounds(50))
+        against = "by engine and settings", series["settings"]
+        what = f"{held.what}, by compatibility key"
+        yield compare("memory hit", what, series["key"], *against, 1.02)
+        # Apart from them: what was learned is written twice a second.
+        series = in_turns({**actions, "unknown": unknown}, given.rounds(300))
+        what = f"{held.what}, by an engine that nobody has shown"
+        yield compare("memory hit", what, series["unknown"], "by its key", series["key"])
 
 
 def _bare(stack: ExitStack, held: Held) -> Callable[[], None]:
