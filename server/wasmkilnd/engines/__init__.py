@@ -17,6 +17,7 @@ a job for each module; the job is confined, does its one piece of work, and ends
 | ``install`` | installs engines: environments, pinned wheels, a CPython that fits |
 | ``serving`` | starts an engine's workers, and tests it before it is served |
 | ``advisories`` | which engines have a known vulnerability |
+| ``fits`` | which code a host's own engine loads, from what that says of itself |
 | ``names`` | which engine a name stands for; orders of warm-ups |
 | ``child`` | the code that runs inside an engine's interpreter |
 

@@ -15,7 +15,7 @@ starts ``job.main``.
   are the engines.
 - ``describe``: asks an engine what it can do, by trying: each target, CPU level, setting and
   proposal in a process of its own, since engines abort for what they lack; and whether it works.
-  ``cpu`` has the levels of CPU features.
+  ``cpu`` has the levels of CPU features, ``section`` reads what wasmtime says of itself.
 
 The daemon's side of the same sockets is ``engines.process``. A new field in a frame needs both
 sides; they are always of the same release, so frames have no version.
