@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from wasmkiln.loading import EMPTY
 
 from tests.e2e.programs import ROOT, installed_engines
 from tests.polyglot.conftest import Built
@@ -155,10 +156,26 @@ def test_the_command(kiln: Kiln, command: Path) -> None:
     refused(kiln.run([*drc, artifact(kiln, "wasmtime-50.0.1"), "40", "2"]), "version '50'")
 
 
+def test_the_command_says_itself_what_it_loads(kiln: Kiln, command: Path) -> None:
+    empty, host = kiln.folder / "empty.wasm", kiln.folder / "host.cwasm"
+    empty.write_bytes(EMPTY)
+    collectors = [f"-C collector={each}" for each in ("drc", "null", "copying")]
+    for flag in ["", *collectors, "-W fuel=9999", "-W gc=n", *FLAGS.values()]:
+        done = run([command, "compile", *flag.split(), empty, "-o", host], cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        with kiln.daemon.client() as client:
+            made = client.compile(kiln.module, into=host.read_bytes())
+        path = made.save(kiln.folder / "fitting.cwasm", header=False)
+        argv: Argv = [command, "run", *flag.split(), "--allow-precompiled", "--invoke", "add"]
+        name = f"the command with {flag or 'its defaults'}, by what it says of itself"
+        show(name, kiln.run([*argv, path, "40", "2"]), "42")
+
+
 def test_no_daemon_compiles_for_these(kiln: Kiln, command: Path) -> None:
     path = artifact(kiln, "wasmtime-49.0.0")
     host: Argv = [command, "run", "--allow-precompiled", "-C", "collector=drc"]
-    flags = re.findall(r"^\| .* \| `(-[COD] [^`]+)` \|$", PAGE.read_text(), re.MULTILINE)
+    table = PAGE.read_text().partition("| a host with |")[2].partition("\n## ")[0]
+    flags = re.findall(r"`(-[COD] [^`]+)`", table)
     assert len(flags) == 6
     for flag in flags:
         done = kiln.run([*host, *flag.split(), "--invoke", "add", path, "40", "2"])
