@@ -28,6 +28,8 @@ _MOST, _MOST_OF_ONE = 256, 64
 _PROPOSAL, _COLLECTOR = "proposal ", "collector"
 # A setting that changes more, such as the compiler, is no name for one of its changes.
 _FEW = 3
+# How many differences an error names.
+_MOST_NAMED = 8
 # Loaders take code with another value, but a host that sets it means what its code computes.
 _MEANT = "cranelift_nan_canonicalization"
 
@@ -183,7 +185,7 @@ def _differences(mine: Compared, code: Mapping[str, Value], host: Mapping[str, V
             found[f"{names.get(each, each)} is {theirs} there, and {ours} in what can be made"] = (
                 None
             )
-    return list(found)
+    return list(found)[:_MOST_NAMED]
 
 
 def _beyond(code: Mapping[str, Value], host: Mapping[str, Value]) -> list[str]:

@@ -41,5 +41,12 @@ def test_whatever_the_bytes_are_they_are_read_or_refused() -> None:
         for read, what in ((section.parse, other), (section.in_artifact, bytes(damaged))):
             with suppress(section.Unreadable):
                 read(what)
+    # Errors quote versions, triples and names.
+    triple = b"\x18x86_64-unknown-linux-gnu"
+    for made_up in (b"\x1b[31m\nERROR forged".ljust(24), b"x" * 23 + b" ", b""):
+        other = whole.replace(triple, bytes([len(made_up)]) + made_up)
+        assert other != whole
+        with pytest.raises(section.Unreadable):
+            section.parse(other)
     with pytest.raises(section.Unreadable, match="no section"):
         section.parse(bytes(section.MOST_BYTES + 1))

@@ -7,6 +7,7 @@ their names, and the tunables and proposals, which are numbers without names.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Union
@@ -17,6 +18,8 @@ NO_COLLECTOR = -1
 
 _NAME = b".wasmtime.engine\0"
 _MOST_SECTIONS = 64
+# Versions, triples, names and values of flags: errors quote them.
+_TEXT = re.compile(r"[A-Za-z0-9_.+-]{1,64}")
 
 # A number, a text or a truth value.
 Value = Union[int, str]
@@ -75,11 +78,19 @@ def parse(section: bytes) -> Section:
         rest.update((f"tunable {number}", value) for number, value in enumerate(tunables))
         bits = range(proposals.bit_length())
         rest.update((f"proposal {bit}", 1) for bit in bits if proposals >> bit & 1)
-        return Section(section[2:at].decode("ascii"), triple, cpu, rest)
+        return Section(_text(section[2:at]), triple, cpu, rest)
     except (IndexError, ValueError) as failure:
         if isinstance(failure, Unreadable):
             raise
         raise Unreadable("it is damaged, or of an engine that this daemon cannot read") from None
+
+
+def _text(encoded: bytes) -> str:
+    """Return a text. Raises ValueError for what engines do not write."""
+    text = encoded.decode("ascii")
+    if not _TEXT.fullmatch(text):
+        raise ValueError
+    return text
 
 
 class _Numbers:
@@ -103,7 +114,7 @@ class _Numbers:
         self._at += size
         if self._at > len(self._encoded):
             raise IndexError
-        return self._encoded[self._at - size : self._at].decode("ascii")
+        return _text(self._encoded[self._at - size : self._at])
 
     def flags(self) -> Iterator[tuple[str, Any]]:
         for _ in range(self.number()):
