@@ -245,18 +245,26 @@ _CAUSES = {
     "CERTIFICATE_VERIFY_FAILED": "unknown_ca",
 }
 _SENTENCES = {
-    "speaks_tls": "it may speak TLS only: set WASMKILN_TLS=on, and WASMKILN_CA_FILE for its CA",
-    "speaks_no_tls": "it speaks no TLS: leave out tls, WASMKILN_TLS and WASMKILN_CA_FILE",
-    "tls_version": "it speaks another version of TLS",
-    "wrong_host": "its certificate is not for this host: set server_name or WASMKILN_SERVER_NAME",
-    "certificate_expired": "its certificate has expired, or this machine's clock is wrong",
-    "certificate_not_yet_valid": "its certificate is not valid yet, or a clock is wrong",
-    "unknown_ca": "no trusted CA signed its certificate: set ca_file or WASMKILN_CA_FILE to its CA",
-    "client_certificate_missing": "it asks for a client certificate: set cert_file and key_file "
-    "(WASMKILN_CLIENT_CERT_FILE, WASMKILN_CLIENT_KEY_FILE), or use its token_listen",
-    "client_certificate_expired": "the client certificate (cert_file) has expired: renew it",
-    "client_certificate_refused": "no CA of its tls_client_ca_file signed the client certificate "
-    "(cert_file)",
+    "speaks_tls": "{daemon} closes connections, so it may speak TLS only: use tls "
+    "(WASMKILN_TLS=on, and WASMKILN_CA_FILE for its CA)",
+    "speaks_no_tls": "{daemon} speaks no TLS: leave out tls (WASMKILN_TLS, WASMKILN_CA_FILE), or "
+    "give the daemon a tls_cert_file",
+    "tls_version": "{daemon} speaks another version of TLS than this client",
+    "wrong_host": "the certificate of {daemon} is not for {host}: use a host that it is for in the "
+    "address, or as server_name (WASMKILN_SERVER_NAME)",
+    "certificate_expired": "the certificate of {daemon} has expired: its operator has to renew it "
+    "(tls_cert_file); or this machine's clock is wrong",
+    "certificate_not_yet_valid": "the certificate of {daemon} is not valid yet: compare the clocks "
+    "of both machines",
+    "unknown_ca": "the certificate of {daemon} is signed by none of the trusted CAs, those {cas}: "
+    "set ca_file (WASMKILN_CA_FILE) to the CA of the daemon",
+    "client_certificate_missing": "{daemon} closes connections without a client certificate: use "
+    "cert_file and key_file (WASMKILN_CLIENT_CERT_FILE, WASMKILN_CLIENT_KEY_FILE), or an address "
+    "of the daemon that takes tokens (token_listen)",
+    "client_certificate_expired": "the client certificate in {own} has expired: renew it; this "
+    "client reads the file again when it changes",
+    "client_certificate_refused": "{daemon} does not take the client certificate in {own}: its CA "
+    "has to be one of the daemon's tls_client_ca_file",
 }
 
 
@@ -281,7 +289,12 @@ def explained(error: ConnectionFailed, access: Access, timeout_s: float) -> Conn
             cause = f"client_certificate_{'expired' if has_expired else 'refused'}"
     if not cause:
         return error
-    message = f"cannot connect to the daemon at {access.address}: {_SENTENCES[cause]}"
+    message = _SENTENCES[cause].format(
+        daemon=f"the daemon at {access.address}",
+        host=tls.server_name or access.address.rpartition(":")[0],
+        cas=f"in {tls.ca_file}" if tls.ca_file else "of this system",
+        own=tls.cert_file,
+    )
     return ConnectionFailed(message, metadata={**error.metadata, "cause": cause})
 
 
