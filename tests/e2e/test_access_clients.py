@@ -106,7 +106,7 @@ WRONG = {
     ),
     "another host": (
         *("--ca-file ca.pem --server-name kiln.example.org whoami", 3),
-        r"cannot connect .* at \S+: its certificate is not for this host: set server_name or .*",
+        r"the certificate of the daemon at \S+ is not for kiln\.example\.org: use .*",
     ),
 }
 

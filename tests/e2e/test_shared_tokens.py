@@ -115,7 +115,7 @@ def test_a_change_goes_behind_a_link_to_the_file(tmp_path: Path) -> None:
     assert [each["name"] for each in json.loads(shared.read_text())["tokens"]] == ["one", "two"]
 
 
-def test_a_file_that_cannot_be_changed_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_changed_is_named_with_what_to_do(tmp_path: Path) -> None:
     """As in a Secret that is mounted. Root too cannot write to such a file system."""
     folder = tmp_path / "mounted"
     folder.mkdir()
@@ -130,5 +130,8 @@ def test_a_file_that_cannot_be_changed_stays_as_it_is(tmp_path: Path) -> None:
     for change in (("add", "more", "--role", "read"), ("revoke", "ci")):
         done = run(*token, *change, *words)
         assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr == f"error: cannot use {folder / '.lock'}: Read-only file system\n"
+        assert done.stderr == (
+            f"error: cannot change {file}: its folder is read-only for this user; change a copy of"
+            " the file with --tokens-file, and put the copy in its place\n"
+        )
     assert file.read_bytes() == before

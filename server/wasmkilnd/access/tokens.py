@@ -158,12 +158,21 @@ class TokenStore:
     def _changing(self) -> Iterator[list[Token]]:
         # Behind links: other daemons may read the file there, and no link would lead to it.
         file = Path(os.path.realpath(self.file))
-        make_folder(file.parent, private=True)
-        with locked(file.parent):
-            tokens = list(self.tokens())
-            yield tokens
-            # A file without tokens stays: without it, the daemon would let everybody in.
-            write_whole(file, as_file(tokens))
+        try:
+            if os.access(file.parent, os.F_OK) and not os.access(file.parent, os.W_OK):
+                raise CannotUse(
+                    f"cannot change {self.file}: its folder is read-only for this user; change a"
+                    " copy of the file with --tokens-file, and put the copy in its place"
+                )
+            make_folder(file.parent, private=True)
+            with locked(file.parent):
+                tokens = list(self.tokens())
+                yield tokens
+                # A file without tokens stays: without it, the daemon would let everybody in.
+                write_whole(file, as_file(tokens))
+        except OSError as failure:
+            where = failure.filename or self.file
+            raise CannotUse(f"cannot change {where}: {failure.strerror}") from None
 
 
 def as_file(tokens: list[Token]) -> bytes:

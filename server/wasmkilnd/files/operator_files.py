@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 
 from wasmkilnd import errors
-from wasmkilnd.files.ownership import check_path
+from wasmkilnd.files.ownership import NotOurs, check_path
 
 CannotUse = errors.CannotUse
 # Thousands of rules, tokens or keys.
@@ -48,6 +48,8 @@ def read(
             content = file.read(_MOST_BYTES + 1)
     except FileNotFoundError:
         raise NoSuchFile(f"cannot use {what} {path}: there is no such file") from None
+    except NotOurs as refusal:
+        raise CannotUse(f"{refusal} ({what})") from None
     except OSError as failure:
         raise CannotUse(f"cannot use {what} {path}: {failure.strerror}") from None
     if len(content) > _MOST_BYTES:

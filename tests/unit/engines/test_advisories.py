@@ -137,5 +137,5 @@ def test_a_file_that_is_not_there_or_that_others_may_write_to_is_refused(tmp_pat
         read_advisories(str(tmp_path / "none"), refuse=False)
     file = write(tmp_path, ROW)
     Path(file).chmod(0o666)
-    with pytest.raises(CannotUse, match=r"other users may write"):
+    with pytest.raises(CannotUse, match=r"other users may write .* \(advisories_file\)"):
         read_advisories(file, refuse=False)
