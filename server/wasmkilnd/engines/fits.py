@@ -72,12 +72,11 @@ class Fits:
         """Remember what a section that a caller sent stands for."""
         key, callers = hashlib.sha256(shown).hexdigest(), self._callers
         own = [each for each, whose in callers.items() if whose == caller and each in self.known]
-        goes = (
-            own if len(own) >= _MOST_OF_ONE else [*self.known] if len(self.known) >= _MOST else []
-        )
-        for each in goes[:1]:
-            del self.known[each]
-            callers.pop(each, None)
+        is_greedy = len(own) >= _MOST_OF_ONE
+        if is_greedy or len(self.known) >= _MOST:
+            goes = own[0] if is_greedy else next(iter(self.known))
+            del self.known[goes]
+            callers.pop(goes, None)
         self.known[key], callers[key] = fit, caller
         self.changed()
 
@@ -101,22 +100,21 @@ def nearness(mine: Compared, host: Section) -> tuple[bool, bool]:
     return mine.version == host.version, _machine(mine.triple) == _machine(host.triple)
 
 
-def fit(engine_id: str, mine: Compared, host: Section) -> tuple[Fit, list[str]]:
+def fit(engine_id: str, mine: Compared, host: Section) -> tuple[Fit | None, list[str]]:
     """Return the code to make for a host, and why its engine would refuse all that can be made."""
     is_version, is_machine = nearness(mine, host)
     if not is_version:
-        why = [f"it is of version {host.version}, and {engine_id} is of version {mine.version}"]
-        return Fit(engine_id, "", (), {}), why
+        why = f"it is of version {host.version}, and {engine_id} is of version {mine.version}"
+        return None, [why]
     if not is_machine:
-        why = [f"it is on {host.triple}, and this daemon is on {mine.triple}: ask one on the same"]
-        return Fit(engine_id, "", (), {}), why
+        why = f"it is on {host.triple}, and this daemon is on {mine.triple}: ask one on the same"
+        return None, [why]
     first, *others = mine.levels
     lacking = {each: _beyond(mine.levels[each], host.cpu) for each in (first, *reversed(others))}
     cpus = tuple(level for level, names in lacking.items() if not names)
     if not cpus:
         fewest: list[str] = min(lacking.values(), key=len)
-        why = [f"its CPU lacks {', '.join(fewest)}"]
-        return Fit(engine_id, "", (), {}), why
+        return None, [f"its CPU lacks {', '.join(fewest)}"]
     code, settings = dict(mine.rest), dict[str, str]()
     for sample in mine.samples:
         if not (sample.loads and sample.takes) or _MEANT in sample.settings:

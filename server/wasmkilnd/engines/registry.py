@@ -167,8 +167,10 @@ class EngineRegistry:
         learned = [(each.id, one) for each in order for one in each.capabilities.compared]
         self._nearest = frozenset({one.version: each for each, one in reversed(learned)}.values())
         for engine_id, mine in learned:
-            if engine_id in self._nearest:  # A host with the defaults, on such a machine.
-                self.fits.known[mine.key], _ = fits.fit(engine_id, mine, fits.usual(mine))
+            # A host with the defaults, on such a machine.
+            usual, _ = fits.fit(engine_id, mine, fits.usual(mine))
+            if usual and engine_id in self._nearest:
+                self.fits.known[mine.key] = usual
         # The id of what is served by each word that a request may name it by: id or name.
         self._ids = named | {each: each for each in self._served}
 
@@ -247,12 +249,12 @@ class EngineRegistry:
             raise errors.compatibility_unsupported(here, [f"{here} does not say what it compares"])
         nearest, mine = max(compared, key=lambda each: fits.nearness(each[1], host))
         fit, why = fits.fit(nearest.id, mine, host)
-        if not why:
+        if fit and not why:
             try:
                 self.spec(*fit.code)
             except WasmkilnError as unknown:
                 why = [unknown.message]
-        if why:
+        if why or not fit:
             raise errors.compatibility_unsupported(nearest.id, why)
         return fit
 
