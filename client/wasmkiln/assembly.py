@@ -21,6 +21,7 @@ from wasmkiln.attestation import TrustedKeys, verify_header
 from wasmkiln.errors import ArtifactMismatch, ArtifactTooLarge
 from wasmkiln.rpc import parsed
 from wasmkiln.v1.module_service_pb2 import CompileResponse
+from wasmkiln.v1.types_pb2 import ORIGIN_COMPILED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,6 +86,7 @@ class Assembly:
         self._on_progress = on_progress or (lambda _: None)
         self.moved_bytes = 0
         """The most bytes of an artifact that it ever had."""
+        self._made_sha256 = ""
         self._start_over()
 
     def _start_over(self) -> None:
@@ -100,6 +102,9 @@ class Assembly:
         request = self._call.request
         if request.sha256:
             self._on_progress(Progress(Phase.ASKING))
+        if request.skip_cache_lookup and self._artifact_sha256:
+            # It was compiled for this call, which was cut: now the tiers should have it.
+            self._made_sha256, request.skip_cache_lookup = self._artifact_sha256, False
         request.offset_bytes = self._received_bytes
         request.artifact_sha256 = self._artifact_sha256 if self._received_bytes else ""
         self._header: ArtifactHeader | None = None
@@ -170,6 +175,11 @@ class Assembly:
         inline, encoding = header.inline_artifact, header.content_encoding
         artifact_sha256, size_bytes = header.artifact_sha256, header.size_bytes
         most = request.inline_limit_bytes
+        if self._made_sha256 not in ("", artifact_sha256) and header.origin != ORIGIN_COMPILED:
+            self._start_over()
+            self._made_sha256, request.skip_cache_lookup = "", True
+            why = "the daemon has lost what it compiled for this call"
+            raise ArtifactMismatch(why, retry_after_s=0.0)
         if header.HasField("host_file") and not request.accept_host_file:
             raise ArtifactMismatch("asked for the artifact's bytes, got a file's name")
         if len(inline) > most:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -80,6 +81,8 @@ FIND_MISSING_BYTES = 2 * 1024 * 1024
 _NO_FILES_S = 60.0
 # How long a call whose caller has fast code already may look for optimised code.
 _LOOK_S = 5.0
+# How often a daemon is asked for what is no code.
+_ASKED_TIMES = 3
 _ADVICE = "pass the `settings` that `into` was made with, or leave out `into`"
 _HEALTH = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
 # Why a file of the host store is not used.
@@ -122,15 +125,15 @@ class Methods(ABC):
         token_over_plaintext: bool | None = None,
         namespace: str | None = None,
         timeout_s: float | None = None,
-        max_attempts: int = 3,
+        max_attempts: int | None = None,
         trusted_keys: TrustedKeys | KeySource | Iterable[KeySource] | None = None,
         max_artifact_bytes: int | str | None = None,
         host_store_dir: str | os.PathLike[str] | None = None,
         check_files: CheckFiles | None = None,
         compression: bool | None = None,
     ) -> None:
-        if max_attempts < 1:
-            raise ValueError("max_attempts has to be at least 1")
+        if max_attempts is not None and max_attempts < 1:
+            raise ValueError("max_attempts has to be at least 1, or None")
         self._access = Access.choose(
             address, profile, tls, token, token_file, token_over_plaintext, namespace
         )
@@ -146,6 +149,8 @@ class Methods(ABC):
         self._store = HostStore(host_store_dir, self._access.namespace, check_files, keys)
         self._loaded = LoadedModules()
         self._no_files_until_s = 0.0
+        # Called with a sentence when a call is about to be tried again for the first time.
+        self._tell: Callable[[str], None] = _log.info
 
     @property
     def address(self) -> str:
@@ -510,7 +515,9 @@ class Methods(ABC):
         async def once() -> rpc.M:
             return (await self._once(request, rpc.One(kind), until, about, path)).message()
 
-        return await self._again(once, until)
+        # Whoever asks how a daemon is wants to hear soon that it is away.
+        is_of_code = kind is modules.FindMissingResponse
+        return await self._again(once, until, None if is_of_code else _ASKED_TIMES)
 
     async def _once(
         self,
@@ -547,10 +554,13 @@ class Methods(ABC):
     ) -> T:
         """Do it once, and again where the error allows that. Return what it returns.
 
-        An attempt after which more of a module or an artifact has arrived than ever before does
-        not count. Raise the WasmkilnError of the last attempt, or of one that no other can heal.
+        Pauses grow until more of a module or an artifact has arrived than ever before. Raise the
+        WasmkilnError of the last attempt, or of one that no other can heal. Where the deadline
+        ends an attempt after nobody answered, raise ConnectionFailed, which says more.
         """
         attempt = moved_bytes = 0
+        away: errors.WasmkilnError | None = None
+        most = min(max_attempts or sys.maxsize, self._max_attempts or sys.maxsize)
         while True:
             attempt += 1
             try:
@@ -559,13 +569,17 @@ class Methods(ABC):
                 error = failure
             before_bytes, moved_bytes = moved_bytes, sum(each.moved_bytes for each in moving)
             if moved_bytes > before_bytes:
-                attempt = 0
+                attempt, away = 0, None
+            if away and isinstance(error, errors.DeadlineExceeded):
+                error = away
             pause_s, left_s = rpc.pause_s(error, attempt), deadline.remaining_s()
-            last = attempt >= (max_attempts or self._max_attempts)
-            if last or pause_s is None or pause_s >= left_s:
+            if attempt >= most or pause_s is None or pause_s >= left_s:
                 if isinstance(error, errors.ConnectionFailed):
                     error = await self._away(partial(explained, error, self._access, left_s))
                 raise error
+            if attempt == 1 and most == sys.maxsize:
+                self._tell(f"{error}; trying again for up to {left_s:.0f} s")
+            away = error if isinstance(error, errors.ConnectionFailed) else None
             await self._pause(pause_s)
 
     async def _wanted(
@@ -798,8 +812,9 @@ class Client(Methods):
 
     `address` is `host:port` or `unix:/path`; without one, the environment variable
     WASMKILN_ADDRESS, else 127.0.0.1:50051. Every call ends within `timeout_s` seconds, all
-    attempts included; without one, WASMKILN_TIMEOUT_S, else 60. The client makes up to
-    `max_attempts` attempts, and only where the error says that another one makes sense.
+    attempts included; without one, WASMKILN_TIMEOUT_S, else 60. Until then a call for code is
+    tried again where the error says that this makes sense, so it survives a daemon's restart.
+    `max_attempts` bounds that; other calls have three attempts at most.
 
     `tls` is True for a daemon whose CA this system knows, a `TLS` with files, or False for
     plaintext. `token`, or the one in `token_file`, says who calls; the client reads files again

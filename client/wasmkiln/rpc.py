@@ -28,7 +28,7 @@ M = TypeVar("M", bound=Message)
 # The longest list of the contract has 10,000 elements; a newer daemon may send more. 4 MiB hold two
 # million, and a caller would walk through them for minutes. FindMissing has keys with settings.
 _MAX_ELEMENTS, _MAX_KEYS = 100_000, 1_000_000
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 
 # In gRPC's words: failures of a connection that another attempt does not heal.
 _LASTING = ("handshake failed", "Hostname Verification", "Failed parsing HTTP/2")

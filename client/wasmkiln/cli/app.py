@@ -88,7 +88,14 @@ class Session(dict[str, Any]):
         for name in ("address", "profile", "token_file", "namespace", "timeout_s", "tls"):
             more[name] = self.get(name)
         with usage():
-            return Client(**more | ({"tls": TLS(*files)} if any(files) else {}))
+            made = Client(**more | ({"tls": TLS(*files)} if any(files) else {}))
+        made._tell = self._note_waiting
+        return made
+
+    def _note_waiting(self, sentence: str) -> None:
+        """Tell once why this run takes longer: a person may want to end it."""
+        if self.setdefault("waiting", sentence) is sentence:
+            self.note(f"waiting: {sentence}")
 
     def call(self, method: str, *arguments: Any, **more: Any) -> Any:
         """Return the daemon's answer to one call."""

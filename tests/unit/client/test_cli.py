@@ -204,9 +204,12 @@ def test_exit_codes(
 
 
 def test_no_daemon_is_told_once_and_not_for_each_module(run: Run) -> None:
-    result = run("--address", "127.0.0.1:1", "load", "a.wasm", "b.wasm")
+    result = run("--address", "127.0.0.1:1", "--timeout", "2", "load", "a.wasm", "b.wasm")
     assert result.exit_code == Exit.UNREACHABLE
-    assert result.stderr.count("no daemon answers at 127.0.0.1:1") == 1
+    waiting, error = result.stderr.splitlines()
+    assert waiting.startswith("waiting: no daemon answers at 127.0.0.1:1 (connection refused)")
+    assert waiting.endswith("; trying again for up to 2 s")
+    assert error.startswith("error: a.wasm: no daemon answers at 127.0.0.1:1 (connection refused)")
 
 
 def test_an_error_in_json(run: Run, daemon: FakeDaemon) -> None:

@@ -16,6 +16,7 @@ import pytest
 import wasmkiln
 from wasmkiln import Phase, Progress
 from wasmkiln.v1 import module_service_pb2 as modules
+from wasmkiln.v1 import types_pb2 as types
 
 from tests.lying import encoded, honest
 from tests.unit.client.fake_daemon import Refusal
@@ -135,7 +136,10 @@ def test_a_daemon_that_forgets_what_it_held_gets_everything_again(
     assert daemon.arrived_bytes == 90_000 + len(WASM)
 
 
-def test_attempts_without_progress_count(daemon: FakeDaemon, client: Any) -> None:
+def test_attempts_without_progress_count(
+    daemon: FakeDaemon, make_client: Callable[..., Any]
+) -> None:
+    client = make_client(daemon.address, timeout_s=10, max_attempts=3)
     assert daemon.uploads is not None
     forgetting = Refusal(grpc.StatusCode.UNAVAILABLE, also=daemon.uploads.clear)
     daemon.upload_cuts.extend([(5000, LOST), *[(4000, forgetting)] * 10])
@@ -390,6 +394,41 @@ def test_it_starts_again_where_the_daemon_has_another_artifact_or_is_older(
     assert [r.offset_bytes for r in daemon.requests("Compile")] == [0, 5000, 0, 5000]
 
 
+def test_what_was_compiled_for_a_call_that_is_cut_is_not_compiled_again(
+    daemon: FakeDaemon, client: Any
+) -> None:
+    daemon.modules[DIGEST] = WASM
+    daemon.cuts.append(LOST)
+    assert client.compile(WASM, skip_cache_lookup=True).bytes == daemon.artifact
+    asked = [(r.skip_cache_lookup, r.offset_bytes) for r in daemon.requests("Compile")]
+    assert asked == [(True, 0), (False, 5000)]
+
+    # Where no header came, nothing tells that it was compiled.
+    daemon.calls.clear()
+    daemon.refuse(LOST)
+    client.compile(WASM, skip_cache_lookup=True)
+    assert [r.skip_cache_lookup for r in daemon.requests("Compile")] == [True, True]
+
+
+@pytest.mark.parametrize("origin", ["ORIGIN_REDIS", "ORIGIN_COMPILED"])
+def test_what_was_compiled_for_a_call_may_be_lost(
+    daemon: FakeDaemon, client: Any, origin: str
+) -> None:
+    older, newer = b"older" * 4000, daemon.artifact
+    lose = Refusal(LOST.code, also=lambda: setattr(daemon, "artifact", older))
+    daemon.modules[DIGEST] = WASM
+    daemon.cuts.append(lose)
+
+    def answer(messages: list[Any]) -> list[Any]:
+        messages[0].header.origin = types.Origin.Value(origin)
+        return messages
+
+    daemon.tamper = answer
+    assert client.compile(WASM, skip_cache_lookup=True).bytes == older != newer
+    asked = [r.skip_cache_lookup for r in daemon.requests("Compile")]
+    assert asked == [True, False] + [True] * (origin == "ORIGIN_REDIS")
+
+
 def test_a_header_alone_is_nothing_to_go_on_from(daemon: FakeDaemon, client: Any) -> None:
     daemon.modules[DIGEST] = WASM
     daemon.cuts.append(LOST)
@@ -398,7 +437,10 @@ def test_a_header_alone_is_nothing_to_go_on_from(daemon: FakeDaemon, client: Any
     assert [r.offset_bytes for r in daemon.requests("Compile")] == [0, 0]
 
 
-def test_downloads_without_progress_end(daemon: FakeDaemon, client: Any) -> None:
+def test_downloads_without_progress_end(
+    daemon: FakeDaemon, make_client: Callable[..., Any]
+) -> None:
+    client = make_client(daemon.address, timeout_s=10, max_attempts=3)
     daemon.modules[DIGEST] = WASM
     daemon.resumes = False
     daemon.cuts.extend([LOST] * 10)
@@ -493,7 +535,8 @@ def test_no_daemon_holds_more_than_there_is(
 def test_a_daemon_that_tells_of_less_and_less_is_left(
     server: LyingServer, make_client: Callable[..., Any]
 ) -> None:
-    client, told = make_client(server.address, timeout_s=30), iter(range(90_000, 0, -1000))
+    client = make_client(server.address, timeout_s=30, max_attempts=3)
+    told = iter(range(90_000, 0, -1000))
 
     def answer(_request: bytes, _context: Any) -> Iterator[bytes]:
         yield modules.QueryUploadResponse(held_bytes=next(told)).SerializeToString()
