@@ -293,7 +293,7 @@ def test_a_call_for_code_is_tried_until_its_deadline(
 ) -> None:
     monkeypatch.setattr("wasmkiln.rpc._LONGEST_PAUSE_S", 0.01)
     draining = Refusal(grpc.StatusCode.UNAVAILABLE, "SERVER_DRAINING")
-    calls = {
+    calls: dict[str, Callable[..., Any]] = {
         "Load": lambda **options: client.load(WASM, **options),
         "Compile": lambda **options: client.compile(WASM, **options),
         "FindMissing": lambda **options: client.find_missing([DIGEST], **options),
