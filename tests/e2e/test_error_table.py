@@ -91,7 +91,9 @@ def test_exit_codes_that_scripts_decide_by(
         found = ended(command(daemon, *words, token=token))
         assert found[0] == code, (words, found)
         assert says in found[1]
-    code, said = ended([WASMKILN, "--address", "127.0.0.1:1", "compile", str(new)])
+    code, said = ended(
+        [WASMKILN, "--address", "127.0.0.1:1", "--timeout", "2", "compile", str(new)]
+    )
     assert code == 3
     assert "no daemon answers at 127.0.0.1:1" in said
     [module] = modules(1)
