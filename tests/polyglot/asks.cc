@@ -34,6 +34,7 @@ void ask(const std::string& address, const std::string& module) {
   wasmkiln::CompileOptions how;
   how.engine = flags["--engine"];
   how.cancellation = cancellation;
+  how.skip_cache_lookup = flags.count("--fresh");
   if (flags.count("--compatibility")) how.compatibility = read(flags["--compatibility"]);
   if (flags.count("--timeout-ms")) {
     how.timeout = std::chrono::milliseconds(std::stoll(flags["--timeout-ms"]));

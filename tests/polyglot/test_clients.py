@@ -143,12 +143,13 @@ def test_it_says_why_a_call_failed(kiln: Kiln, asks: Asks) -> None:
     assert asks.once(*call, "--engine", "wasmtime-1.0.0").what == "ENGINE_UNKNOWN"
     for digest in ("00", "G" * 64):
         assert asks.once(*call, "--digest", digest).what == "unusable"
-    nobody = asks.once("127.0.0.1:1", kiln.module)
+    short: Words = ["--timeout-ms", "5000"]
+    nobody = asks.once("127.0.0.1:1", kiln.module, *short)
     assert nobody.what == "CONNECTION_FAILED"
     assert nobody.text.startswith("no daemon answers at 127.0.0.1:1 (")
     assert re.search("connection refused|ECONNREFUSED", nobody.text, re.IGNORECASE)
     with dying_server() as dying:
-        said = asks.once(dying, kiln.module)
+        said = asks.once(dying, kiln.module, *short)
     assert said.what == "CONNECTION_FAILED"
     assert said.text.startswith(f"no daemon answers at {dying} (")
 
@@ -156,7 +157,7 @@ def test_it_says_why_a_call_failed(kiln: Kiln, asks: Asks) -> None:
 def test_a_full_queue(kiln: Kiln, asks: Asks) -> None:
     module = kiln.fresh_module()
     with kiln.full_queue() as engine:
-        said = asks.once(kiln.address, module, "--engine", engine)
+        said = asks.once(kiln.address, module, "--engine", engine, "--timeout-ms", "5000")
     assert said.what == "COMPILE_QUEUE_FULL"
     assert int(said.engine_or_retry_ms) > 0
 
@@ -172,7 +173,7 @@ def test_a_reason_of_a_newer_daemon(kiln: Kiln, asks: Asks) -> None:
         status.details.append(packed)
     with lying_server() as liar:
         liar.fail("Compile", code, "cannot", status.SerializeToString())
-        said = asks.once(liar.address, kiln.module)
+        said = asks.once(liar.address, kiln.module, "--timeout-ms", "2000")
         assert (said.what, said.engine_or_retry_ms) == ("MOON_IS_FULL", "2500")
         liar.fail("Compile", code, "cannot", b"\xff damaged")
         assert asks.once(liar.address, kiln.module).what == ""
@@ -218,7 +219,8 @@ def test_tls_and_tokens(kiln: Kiln, secure: Secure, asks: Asks) -> None:
     assert asks.once(secure.address, module, *tls).what == "CREDENTIALS_MISSING"
     other = asks.once(secure.address, module, "--ca", secure.other_ca_file, *token)
     assert other.what == "CONNECTION_FAILED"
-    assert asks.once(secure.address, module).what == "CONNECTION_FAILED"
+    plain = asks.once(secure.address, module, "--timeout-ms", "5000")
+    assert plain.what == "CONNECTION_FAILED"
     for address in ("kiln.example:50051", "dns:///kiln.example:1", "127.0.0.1.example:1"):
         remote = asks.once(address, module, *token)
         assert remote.what == "unusable"

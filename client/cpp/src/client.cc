@@ -25,6 +25,7 @@ constexpr std::size_t kUploadAboveBytes = 8 << 20;
 constexpr std::size_t kPieceBytes = 256 << 10;
 // How long the client leaves an upload to the call that took it over.
 constexpr std::chrono::seconds kOtherUpload{1};
+constexpr std::chrono::milliseconds kFirstPause{100}, kLongestPause{2000};
 // More than any caller waits, and far from where clocks overflow.
 constexpr std::chrono::milliseconds kLongest = std::chrono::hours(24 * 365);
 
@@ -64,7 +65,7 @@ std::shared_ptr<grpc::Channel> channel_to(const std::string& address,
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   // After a failed connection, gRPC fails each call until it tries again.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
   if (!options.service_config.empty()) arguments.SetServiceConfigJSON(options.service_config);
   auto credentials = grpc::InsecureChannelCredentials();
   if (options.tls) {
@@ -174,6 +175,7 @@ void check_header(const v1::CompileRequest& asked, const std::string& sha256,
 void Cancellation::cancel() {
   std::lock_guard<std::mutex> lock(mutex_);
   is_cancelled_ = true;
+  cancelled_.notify_all();
   for (grpc::ClientContext* call : calls_) call->TryCancel();
 }
 
@@ -190,10 +192,55 @@ struct Shared {
     request_id = id;
   }
 
+  // Note that so many bytes of the module or artifact are where they have to be.
+  void arrived(std::uint64_t bytes) {
+    if (bytes > most) tries = 0;
+    most = std::max(most, bytes);
+  }
+
+  // Wait, or return at once if the call is cancelled: its next request then fails for that.
+  void wait(Clock::duration time) const {
+    auto until = std::min(Clock::now() + time, end);
+    if (!how.cancellation) return std::this_thread::sleep_until(until);
+    auto& cancellation = *how.cancellation;
+    std::unique_lock<std::mutex> lock(cancellation.mutex_);
+    cancellation.cancelled_.wait_until(lock, until, [&] { return cancellation.is_cancelled_; });
+  }
+
+  // Wait before another try, or throw the error if no other can follow.
+  void pause(const WasmkilnError& error) {
+    const ErrorDetails& details = error.details();
+    auto found = details.metadata.find("detail");
+    const std::string detail = found == details.metadata.end() ? "" : found->second;
+    auto says = [&](const char* words) { return detail.find(words) != std::string::npos; };
+    if (details.code == grpc::StatusCode::DEADLINE_EXCEEDED && failure) throw *failure;
+    // gRPC has the codes CANCELLED, INTERNAL or UNKNOWN for a stream that the other side reset.
+    bool is_cut = details.code == grpc::StatusCode::UNAVAILABLE || says("RST_STREAM");
+    bool is_lasting = says("handshake failed") || says("Hostname Verification") ||
+                      says("Failed parsing HTTP/2");
+    // Its caller leaves the upload to the call that took it over.
+    bool is_other = details.reason == "UPLOAD_INTERRUPTED";
+    if (is_lasting || is_other || !(is_cut || details.retry_after)) throw;
+    thread_local std::mt19937_64 random{std::random_device{}()};
+    auto longest = std::min(kLongestPause, kFirstPause * (1 << std::min(tries++, 10)));
+    std::chrono::duration<double> backoff(longest);
+    backoff *= std::uniform_real_distribution<>(0.5, 1)(random);
+    auto pause = std::chrono::duration_cast<std::chrono::milliseconds>(backoff) +
+                 std::min(details.retry_after.value_or(std::chrono::milliseconds(0)), kLongest);
+    if (Clock::now() + pause > end) throw;
+    failure = error;
+    wait(pause);
+  }
+
   const CompileOptions& how;
   std::string module;
   Clock::time_point end;
   std::string request_id;
+  // Tries since more arrived than ever before, and how much that is.
+  int tries = 0;
+  std::uint64_t most = 0;
+  // Why the last try failed.
+  std::optional<WasmkilnError> failure;
 };
 
 // One request, which a Cancellation may end as long as it lives.
@@ -243,6 +290,21 @@ struct Client::State {
     }
   }
 
+  // Try as long as the call's time lasts and another try may help: docs/reference/api.md.
+  template <typename Run>
+  auto persist(Shared& shared, Run run) const {
+    shared.tries = 0;
+    shared.most = 0;
+    shared.failure.reset();
+    while (true) {
+      try {
+        return run();
+      } catch (const WasmkilnError& error) {
+        shared.pause(error);
+      }
+    }
+  }
+
   template <typename Request, typename Response>
   Response unary(grpc::Status (v1::ModuleService::Stub::*method)(grpc::ClientContext*,
                                                                  const Request&, Response*),
@@ -256,26 +318,23 @@ struct Client::State {
   }
 
   // Have the daemon take a module: a large one in pieces, if the daemon knows that, and others in
-  // one message. An upload that is cut goes on until a try begins where the one before began.
-  // Return nothing where another call has taken it over, and may have ended it.
-  std::optional<v1::LoadResponse> load(std::string_view module, const Shared& shared) const {
+  // one message. Return nothing where another call has taken an upload over, and may have ended it.
+  std::optional<v1::LoadResponse> load(std::string_view module, Shared& shared) const {
+    using Stub = v1::ModuleService::Stub;
     v1::QueryUploadRequest query;
     query.set_sha256(shared.module);
     try {
-      std::int64_t before = -1;
-      while (module.size() > kUploadAboveBytes) {
-        auto state = unary(&v1::ModuleService::Stub::QueryUpload, query, shared);
-        std::int64_t begin = std::min<std::uint64_t>(state.held_bytes(), module.size());
-        try {
+      if (module.size() > kUploadAboveBytes) {
+        return persist(shared, [&] {
+          auto held = unary(&Stub::QueryUpload, query, shared).held_bytes();
+          std::size_t begin = std::min<std::uint64_t>(held, module.size());
+          shared.arrived(begin);
           return make(shared, [&](auto* context) { return send(module, begin, shared, context); });
-        } catch (const WasmkilnError& cut) {
-          if (cut.details().code != grpc::StatusCode::UNAVAILABLE || begin <= before) throw;
-        }
-        before = begin;
+        });
       }
     } catch (const WasmkilnError& error) {
       if (error.details().reason == "UPLOAD_INTERRUPTED") {
-        std::this_thread::sleep_until(std::min(Clock::now() + kOtherUpload, shared.end));
+        shared.wait(kOtherUpload);
         return {};
       }
       if (error.details().code != grpc::StatusCode::UNIMPLEMENTED) throw;
@@ -283,7 +342,7 @@ struct Client::State {
     v1::LoadRequest request;
     request.set_module(module.data(), module.size());
     request.set_engine(shared.how.engine);
-    return unary(&v1::ModuleService::Stub::Load, request, shared);
+    return persist(shared, [&] { return unary(&Stub::Load, request, shared); });
   }
 
   // Make an Upload call.
@@ -309,23 +368,22 @@ struct Client::State {
     return response.loaded();
   }
 
-  // Make a Compile call. If it is cut, go on behind what came, as long as more comes each time.
-  Artifact ask(v1::CompileRequest request, const Shared& shared) const {
+  // Make a Compile call. If it is cut, go on behind what came.
+  Artifact ask(v1::CompileRequest request, Shared& shared) const {
     Artifact got;
-    while (true) {
-      try {
-        make(shared, [&](auto* context) { receive(request, shared, context, &got); });
-        return got;
-      } catch (const WasmkilnError& error) {
-        bool is_more = got.bytes.size() > request.offset_bytes();
-        if (error.details().code != grpc::StatusCode::UNAVAILABLE || !is_more) throw;
+    return persist(shared, [&] {
+      if (!got.bytes.empty()) {
+        request.set_offset_bytes(got.bytes.size());
+        request.set_artifact_sha256(got.header.artifact_sha256());
       }
-      request.set_offset_bytes(got.bytes.size());
-      request.set_artifact_sha256(got.header.artifact_sha256());
-    }
+      // A header came: the daemon has compiled it for this call, and need not again.
+      if (got.header.has_engine()) request.set_skip_cache_lookup(false);
+      make(shared, [&](auto* context) { receive(request, shared, context, &got); });
+      return std::move(got);
+    });
   }
 
-  void receive(const v1::CompileRequest& request, const Shared& shared,
+  void receive(const v1::CompileRequest& request, Shared& shared,
                grpc::ClientContext* context, Artifact* got) const {
     auto reader = stub->Compile(context, request);
     v1::CompileResponse message;
@@ -347,6 +405,7 @@ struct Client::State {
         require(bytes.size() + part->size() <= limit,
                 "the artifact is longer than in its header, or before it");
         bytes += *part;
+        shared.arrived(bytes.size());
       }
     } catch (...) {
       context->TryCancel();
@@ -376,6 +435,7 @@ struct Client::State {
     request.set_cpu(how.cpu);
     request.mutable_settings()->insert(how.settings.begin(), how.settings.end());
     request.set_inline_limit_bytes(kInlineBytes);
+    request.set_skip_cache_lookup(how.skip_cache_lookup);
     const std::string section = how.compatibility ? section_of(*how.compatibility) : "";
     if (how.compatibility) request.set_compatibility(sha256_raw(section));
     // Where no tier takes so large a module, it has to come with the request.

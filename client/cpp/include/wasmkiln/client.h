@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -60,7 +61,9 @@ class Cancellation {
 
  private:
   friend class Call;
+  friend struct Shared;
   std::mutex mutex_;
+  std::condition_variable cancelled_;
   bool is_cancelled_ = false;
   std::set<grpc::ClientContext*> calls_;
 };
@@ -78,6 +81,8 @@ struct CompileOptions {
   // ".wasmtime.engine" of it. The daemon then chooses code that this engine loads: leave the four
   // above empty.
   std::optional<std::string> compatibility;
+  // Whether the daemon compiles even if it has the artifact.
+  bool skip_cache_lookup = false;
   // Whether the call waits behind all others.
   bool is_background = false;
   // Instead of the client's own.
@@ -94,8 +99,8 @@ struct Artifact {
 };
 
 // May be used by many threads at once. Each call throws a WasmkilnError; arguments that make no
-// sense are a std::invalid_argument. There are no retries: every call may be repeated. Only what
-// was cut, a download or the upload of a module above 8 MiB, goes on while each call gets further.
+// sense are a std::invalid_argument. A call that fetches code or sends a module tries again while its
+// time lasts: where no daemon answers, or it is busy. What was interrupted resumes.
 class Client {
  public:
   // An address: host:port, unix:/path, or any name that gRPC resolves.
