@@ -21,6 +21,8 @@ async function ask() {
     hostStore: Boolean(flags.store),
   })
   const options = { signal: controller.signal }
+  if (flags.fresh) options.skipCacheLookup = true
+  if (flags['accept-fast']) options.acceptFast = true
   if (flags.engine) options.engine = flags.engine
   if (flags.compatibility) options.compatibility = fs.readFileSync(flags.compatibility)
   if (flags['timeout-ms']) options.timeoutMs = Number(flags['timeout-ms'])
@@ -29,6 +31,10 @@ async function ask() {
     if (flags.load) {
       const loaded = await kiln.load(module, { ...options, priority: 'background' })
       return say('loaded', '', loaded.engine, '', loaded.sha256)
+    }
+    if (flags.missing) {
+      const key = { moduleSha256: flags.missing, engine: flags.engine }
+      return say('missing', '', '', (await kiln.findMissing([key], options)).length, '')
     }
     const artifact = flags.digest
       ? await kiln.compileDigest(flags.digest, options)

@@ -154,11 +154,12 @@ def test_a_module_that_no_tier_keeps_comes_with_the_request(
 def test_an_upload_that_gets_no_further_ends_with_its_time(
     liar: LyingServer, asks: Asks, large: Path
 ) -> None:
+    liar.answers["Compile"] = _refusing(grpc.StatusCode.NOT_FOUND, "MODULE_NOT_LOADED")
     liar.answers["Upload"] = _refusing(grpc.StatusCode.UNAVAILABLE)
     _hold(liar, 0, 1_000_000, *[2_000_000] * 100)
     said = asks.once(liar.address, large, "--timeout-ms", "5000")
     assert said.what == "CONNECTION_FAILED"
-    assert set(liar.calls[1:]) == {"QueryUpload", "Upload"}
+    assert set(liar.calls) == {"Compile", "QueryUpload", "Upload"}
     assert liar.calls.count("Upload") > 4
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,17 +13,16 @@ from wasmkiln.v1.module_service_pb2 import CompileRequest
 from tests.lying import honest
 from tests.lying.server import lying_server
 from tests.polyglot import builds
-from tests.polyglot.builds import Asks
-from tests.polyglot.kiln import Kiln
+from tests.polyglot.builds import Asks, Words, said_in
+from tests.polyglot.kiln import FULL_ENGINE, Kiln
 from tests.polyglot.lies import chunk, header_first
 
-pytestmark = [
-    pytest.mark.timeout(builds.BUILD_TIMEOUT_S),
-    pytest.mark.parametrize("asks", ["cpp"], indirect=True),
-]
+pytestmark = pytest.mark.timeout(builds.BUILD_TIMEOUT_S)
+RETRYING = pytest.mark.parametrize("asks", ["cpp", "node"], indirect=True)
 HALF = len(honest.ARTIFACT) // 2
 
 
+@RETRYING
 def test_a_call_waits_until_the_daemon_answers(kiln: Kiln, asks: Asks) -> None:
     with lying_server() as liar:
         refusals = iter([grpc.StatusCode.UNAVAILABLE] * 6)
@@ -40,6 +40,7 @@ def test_a_call_waits_until_the_daemon_answers(kiln: Kiln, asks: Asks) -> None:
         assert liar.calls == ["Compile"] * 8
 
 
+@RETRYING
 def test_a_fresh_artifact_that_was_cut_is_compiled_once(kiln: Kiln, asks: Asks) -> None:
     """Cut before its header, it is compiled again; behind that, the artifact has a digest."""
     asked: list[CompileRequest] = []
@@ -60,3 +61,24 @@ def test_a_fresh_artifact_that_was_cut_is_compiled_once(kiln: Kiln, asks: Asks) 
         assert asks.once(liar.address, kiln.module, "--fresh", "yes").what == "compiled"
     assert [each.skip_cache_lookup for each in asked] == [True, True, False]
     assert [each.offset_bytes for each in asked] == [0, 0, HALF]
+
+
+@pytest.mark.parametrize("asks", ["node"], indirect=True)
+def test_missing_and_fast(kiln: Kiln, asks: Asks) -> None:
+    module = kiln.fresh_module()
+    digest = hashlib.sha256(module.read_bytes()).hexdigest()
+    words: Words = [kiln.address, module, "--engine", FULL_ENGINE]
+    assert asks.once(*words, "--missing", digest).size_or_cause == "1"
+    assert asks.once(*words, "--accept-fast", "yes").what == "compiled"
+    assert asks.once(*words).what == "compiled"
+    assert asks.once(*words, "--missing", digest).size_or_cause == "0"
+
+
+@pytest.mark.parametrize("asks", ["node"], indirect=True)
+@pytest.mark.parametrize("name", ["http_proxy", "grpc_proxy", "https_proxy"])
+def test_no_proxy_sees_a_token_for_this_machine(kiln: Kiln, asks: Asks, name: str) -> None:
+    # Nobody listens there.
+    proxied = {name: "http://127.0.0.1:1", "no_proxy": "", "NO_PROXY": ""}
+    words: Words = [*asks.argv, kiln.address, kiln.module, "--timeout-ms", "5000"]
+    [said] = said_in(kiln.run(words, proxied).stdout)
+    assert said.what == "compiled"

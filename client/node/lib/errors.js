@@ -49,7 +49,9 @@ exports.ArtifactTooLarge = class ArtifactTooLarge extends named('ARTIFACT_TOO_LA
 exports.CompilerCrashed = class CompilerCrashed extends named('COMPILER_CRASHED') {}
 exports.InternalFailure = class InternalFailure extends named('INTERNAL') {}
 exports.ModuleQuarantined = class ModuleQuarantined extends named('MODULE_QUARANTINED') {}
-exports.QueueFull = class QueueFull extends named('COMPILE_QUEUE_FULL') {}
+exports.CompileQueueFull = class CompileQueueFull extends named('COMPILE_QUEUE_FULL') {}
+// Its name before 0.7.
+exports.QueueFull = exports.CompileQueueFull
 exports.QuotaExceeded = class QuotaExceeded extends named('QUOTA_EXCEEDED') {}
 exports.WorkerUnavailable = class WorkerUnavailable extends named('WORKER_UNAVAILABLE') {}
 exports.ServerDraining = class ServerDraining extends named('SERVER_DRAINING') {}

@@ -54,6 +54,21 @@ export interface CompileOptions extends CallOptions {
    * out engine, target, cpu and settings.
    */
   compatibility?: Uint8Array
+  /** Compile even if a tier has the artifact. */
+  skipCacheLookup?: boolean
+  /** Take the code of a fast compiler until the daemon has optimised code: see `isFast`. */
+  acceptFast?: boolean
+}
+
+/** An artifact to look for; what is left out is the daemon's default. */
+export interface ArtifactKey {
+  moduleSha256: string
+  engine?: string
+  target?: string
+  cpu?: string
+  settings?: Record<string, string>
+  /** A section `.wasmtime.engine`, or its SHA-256 (32 bytes), in place of all these. */
+  compatibility?: Uint8Array
 }
 
 export interface Engine {
@@ -87,6 +102,8 @@ export class Artifact {
   readonly fingerprint: string
   readonly origin: 'compiled' | 'memory' | 'host_store' | 'redis' | 'object_store' | 'joined_flight' | 'unspecified'
   readonly kind: 'core' | 'component'
+  /** Whether a fast compiler made it. A later call with `acceptFast` may get optimised code. */
+  readonly isFast: boolean
   /** Up to 1,000 imports and exports in all. */
   readonly imports: (ExternType & { module: string })[]
   readonly exports: ExternType[]
@@ -115,8 +132,8 @@ export type Answer = Record<string, any>
 /**
  * A client of one daemon, or of several behind one address. Keep one and use it for all calls.
  *
- * Every method rejects with a WasmkilnError. It does not retry: `retryAfterMs` says when to. Only
- * what was cut, a download or the upload of a module above 8 MiB, goes on while it gets further.
+ * Every method rejects with a WasmkilnError. Calls for code are retried until `timeoutMs` is over:
+ * docs/reference/api.md says when. A download or an upload continues where it was cut.
  */
 export class Client {
   /** `address` is host:port, unix:/path, or any target of gRPC. */
@@ -127,6 +144,8 @@ export class Client {
   compileDigest(moduleSha256: string, options?: CompileOptions): Promise<Artifact>
   /** Validate a module and store it, so that it can be compiled by its digest: LoadResponse. */
   load(module: Uint8Array, options?: CompileOptions): Promise<Answer>
+  /** Return the keys whose artifacts no tier has, in their order; a digest is a key. */
+  findMissing(keys: (ArtifactKey | string)[], options?: CallOptions): Promise<Answer[]>
   /** What the daemon counts: StatsResponse. */
   stats(options?: CallOptions): Promise<Answer>
   /** Engines, targets, settings, limits, and who the caller is: GetCapabilitiesResponse. */
@@ -150,7 +169,7 @@ export class WasmkilnError extends Error {
   readonly requestId: string
 }
 
-/** The class of one reason: `error instanceof QueueFull`. */
+/** The class of one reason: `error instanceof CompileQueueFull`. */
 type Kind = typeof WasmkilnError
 export const InvalidRequest: Kind, NotWasm: Kind, ModuleInvalid: Kind, ModuleTooLarge: Kind
 export const DigestMismatch: Kind, UploadInterrupted: Kind, EngineUnknown: Kind, EngineRemoved: Kind
@@ -159,7 +178,9 @@ export const CompatibilityUnknown: Kind, CompatibilityUnsupported: Kind
 export const CredentialsMissing: Kind, CredentialsInvalid: Kind, RoleMissing: Kind
 export const ModuleNotLoaded: Kind, CompileTimeout: Kind, CompileMemoryLimit: Kind
 export const ArtifactTooLarge: Kind, CompilerCrashed: Kind, InternalFailure: Kind
-export const ModuleQuarantined: Kind, QueueFull: Kind, QuotaExceeded: Kind
+export const ModuleQuarantined: Kind, CompileQueueFull: Kind, QuotaExceeded: Kind
+/** The name of CompileQueueFull before 0.7. */
+export const QueueFull: Kind
 export const WorkerUnavailable: Kind, ServerDraining: Kind
 // The client's own.
 export const ConnectionFailed: Kind, DeadlineExceeded: Kind, ArtifactMismatch: Kind

@@ -21,8 +21,12 @@ const NO_FILES_MS = 60_000
 // Larger modules go in pieces, of which a cut costs one.
 const UPLOAD_ABOVE_BYTES = 8 * 1024 * 1024
 const PIECE_BYTES = 256 * 1024
-// How long the client leaves an upload to the call that took it over.
-const OTHER_UPLOAD_MS = 1_000
+// The first pause before a retry, and the longest; what took an upload over gets ten times as long.
+const [FIRST_PAUSE_MS, LONGEST_PAUSE_MS] = [100, 2_000]
+// FindMissing takes 10,000 keys, and 2 MiB.
+const KEYS_AT_ONCE = 1_000
+// What chooses an engine's fast compiler.
+const FAST = { strategy: 'winch', compiler: 'singlepass' }
 // Settings that artifacts of earlier daemons do not state, and what these artifacts have.
 const UNSTATED = {
   strategy: 'cranelift',
@@ -40,19 +44,25 @@ const UNSTATED = {
   wasm_component_model_canonical_names: 'false',
   wasm_component_model_more_async_builtins: 'false'
 }
+// In Node's words: failures of TLS that another attempt does not heal.
+const LASTING = /certificate|altnames|wrong version number/
 const ADDRESS = /^(unix|unix-abstract|dns|ipv4|ipv6|xds):|^[^/]+:[1-9][0-9]{0,4}$/
 const LOCAL =
   /^unix(-abstract)?:|^((dns|ipv4|ipv6):(\/\/\/)?)?(localhost|127(\.\d+){3}|\[::1\]):\d+$/
 
-const COMPILE_OPTIONS = ['engine', 'target', 'cpu', 'settings', 'compatibility']
-const CALL_OPTIONS = ['timeoutMs', 'signal', 'priority', ...COMPILE_OPTIONS]
+const CLIENT_OPTIONS = [
+  ...['tls', 'token', 'tokenFile', 'trustedKeys', 'timeoutMs', 'hostStore', 'maxArtifactBytes'],
+]
+const CALL_OPTIONS = [
+  ...['timeoutMs', 'signal', 'priority', 'engine', 'target', 'cpu', 'settings', 'compatibility'],
+  ...['acceptFast', 'skipCacheLookup'],
+]
 
 /**
  * A client of one daemon, or of several behind one address. Keep one and use it for all calls.
  *
- * It does not retry: an error says in `retryAfterMs` when to try again. A call is made twice where
- * the daemon lacks the module, or this process cannot use a file of the daemon's; and what was cut,
- * a download or the upload of a large module, goes on as long as each further call gets further.
+ * Calls for code are retried until `timeoutMs` is over, so that they survive a daemon's restart:
+ * docs/reference/api.md says when. A download or an upload continues where it was cut.
  */
 class Client {
   #address
@@ -63,7 +73,17 @@ class Client {
 
   /** See index.d.ts for the options. Throw an Error for one that cannot be used. */
   constructor(address, options = {}) {
+    known('a client', options, CLIENT_OPTIONS)
     const { tls, timeoutMs = 60_000, maxArtifactBytes = 1024 ** 3, hostStore = true } = options
+    if (![undefined, true, false].includes(tls)) {
+      if (tls === null || typeof tls !== 'object') throw new TypeError('tls is true, or an object')
+      known('tls', tls, ['ca', 'key', 'cert', 'serverName'])
+    }
+    if (typeof hostStore !== 'boolean') throw new TypeError('hostStore is true or false')
+    // Else a variable that is empty by mistake would switch verification off.
+    if (options.trustedKeys !== undefined && !options.trustedKeys) {
+      throw new TypeError('trustedKeys names keys: leave it out to verify no signature')
+    }
     if (!ADDRESS.test(address)) {
       throw new TypeError(`an address is host:port or unix:/path, not ${address}`)
     }
@@ -89,7 +109,9 @@ class Client {
         'grpc.max_send_message_length': -1,
         // After a failed connection, gRPC fails each call until it tries again.
         'grpc.initial_reconnect_backoff_ms': 100,
-        'grpc.max_reconnect_backoff_ms': 2_000,
+        'grpc.max_reconnect_backoff_ms': 1_000,
+        // What goes to this machine, such as a token in plaintext, goes through no proxy.
+        ...(isLocal && { 'grpc.enable_http_proxy': 0 }),
       },
     )
   }
@@ -114,8 +136,7 @@ class Client {
     const bytes = moduleBytes(module)
     const digest = sha256(bytes)
     return this.#call(options, digest, async (call) => {
-      let answer
-      while (!answer) answer = await this.#load(digest, bytes, options.engine, call)
+      const answer = await this.#again(call, () => this.#load(digest, bytes, options.engine, call))
       if (answer.sha256 !== digest) throw new errors.UnexpectedAnswer('it is about another module')
       return { ...answer, kind: kindOf(answer) }
     })
@@ -131,13 +152,27 @@ class Client {
     return this.#call(options, '', (call) => this.#one('GetCapabilities', [{}], call))
   }
 
+  /** Return the keys whose artifacts no tier has, in their order; a digest is a key. */
+  async findMissing(keys, options = {}) {
+    const all = keys.map((key) => (typeof key === 'string' ? { moduleSha256: key } : key))
+    return this.#call(options, '', async (call) => {
+      const missing = []
+      for (let at = 0; at < all.length; at += KEYS_AT_ONCE) {
+        const request = { keys: all.slice(at, at + KEYS_AT_ONCE) }
+        const ask = () => this.#one('FindMissing', [request], call)
+        missing.push(...(await this.#again(call, ask)).missing)
+      }
+      return missing
+    })
+  }
+
   /** Close the connection. Running calls end with an error. */
   close() {
     this.#connection.close()
   }
 
   async #compile(digest, module, options) {
-    const { engine = '', target = '', cpu = '', settings = {} } = options
+    const { engine = '', target = '', cpu = '', settings = {}, acceptFast, skipCacheLookup } = options
     for (const [name, value] of Object.entries(settings)) {
       if (typeof value !== 'string') throw new TypeError(`setting ${name} has to be a string`)
     }
@@ -146,31 +181,34 @@ class Client {
     const acceptHostFile = this.#options.hostStore && Date.now() >= this.#noFilesUntil
     const inlineLimitBytes = INLINE_LIMIT_BYTES
     const asked = { engine, target, cpu, settings, compatibility, inlineLimitBytes }
+    Object.assign(asked, { acceptFast, skipCacheLookup })
     return this.#call(options, digest, async (call) => {
+      const got = { chunks: [], size: 0 }
       const ask = async (source) => {
         try {
-          return await this.#answer({ ...asked, ...source }, digest, call)
+          return await this.#answer({ ...asked, ...source }, digest, call, got)
         } catch (error) {
           const isUnknown = error instanceof errors.CompatibilityUnknown
           if (!isUnknown || asked.compatibility === section) throw error
         }
         asked.compatibility = section
-        return this.#answer({ ...asked, ...source }, digest, call)
+        return this.#answer({ ...asked, ...source }, digest, call, got)
       }
-      let header
-      let isLoaded = module?.length <= UPLOAD_ABOVE_BYTES
-      for (let source = { sha256: digest }; !header; ) {
-        try {
-          header = await ask({ acceptHostFile, ...source })
-        } catch (error) {
-          if (!module || !(error instanceof errors.ModuleNotLoaded)) throw error
-          // Where no tier takes so large a module, it has to come with the request.
-          if (isLoaded) {
-            source = { module }
-            module = undefined
-          } else isLoaded = Boolean(await this.#load(digest, module, engine, call))
+      let header = await this.#again(call, async () => {
+        const isLarge = module?.length > UPLOAD_ABOVE_BYTES
+        // Where no tier takes so large a module, it has to come with the request.
+        const tries = [false, ...(isLarge ? [true] : []), undefined]
+        for (const load of tries) {
+          if (load) await this.#load(digest, module, engine, call)
+          const source = load === undefined ? { module } : { sha256: digest }
+          try {
+            return await ask({ acceptHostFile, ...source })
+          } catch (error) {
+            const isLast = !module || load === undefined
+            if (isLast || !(error instanceof errors.ModuleNotLoaded)) throw error
+          }
         }
-      }
+      })
       if (header.hostFile) {
         try {
           return await this.#fromFile(header)
@@ -178,7 +216,7 @@ class Client {
           // Another machine's or another container's file, or a damaged one. The daemon has the
           // module by now.
           this.#noFilesUntil = Date.now() + NO_FILES_MS
-          header = await ask({ sha256: digest })
+          header = await this.#again(call, () => ask({ sha256: digest }))
         }
       }
       checkBytes(header, header.bytes)
@@ -188,44 +226,53 @@ class Client {
   }
 
   /**
-   * Have the daemon take a module: a large one in pieces, if the daemon knows that, and others in
-   * one message. An upload that is cut goes on until a try begins where the one before began.
-   * Return undefined where another call has taken it over, and may have ended it.
+   * Have the daemon take a module: a large one in pieces, from where the daemon stands, if it knows
+   * that, and others in one message.
    */
   async #load(digest, module, engine, call) {
-    try {
-      for (let before = -1; module.length > UPLOAD_ABOVE_BYTES; ) {
+    if (module.length > UPLOAD_ABOVE_BYTES) {
+      try {
         const { heldBytes } = await this.#one('QueryUpload', [{ sha256: digest }], call)
-        try {
-          const pieces = piecesOf(module, heldBytes, { sha256: digest, engine })
-          return (await this.#one('Upload', pieces, call)).loaded ?? {}
-        } catch (cut) {
-          if (cut?.code !== status.UNAVAILABLE || heldBytes <= before) throw cut
-        }
-        before = heldBytes
+        call.moved = Math.max(call.moved, heldBytes)
+        const pieces = piecesOf(module, heldBytes, { sha256: digest, engine })
+        return (await this.#one('Upload', pieces, call)).loaded ?? {}
+      } catch (error) {
+        if (error?.code !== status.UNIMPLEMENTED) throw error
       }
-    } catch (error) {
-      if (error instanceof errors.UploadInterrupted) return sleep(OTHER_UPLOAD_MS)
-      if (error?.code !== status.UNIMPLEMENTED) throw error
     }
     return this.#one('Load', [{ module, engine }], call)
   }
 
+  /** Return the header of an answer to Compile, with the bytes unless it names a file. */
+  async #answer(request, digest, call, got) {
+    const { size: offsetBytes, header: before } = got
+    const rest = offsetBytes ? { offsetBytes, artifactSha256: before.artifactSha256 } : {}
+    // What was compiled for this call is in a tier, once its header has come.
+    if (before) rest.skipCacheLookup = false
+    await this.#receive({ ...request, ...rest }, digest, call, got)
+    const { header, chunks } = got
+    return { ...header, bytes: header.hostFile ? undefined : Buffer.concat(chunks) }
+  }
+
   /**
-   * Return the header of an answer to Compile, with the bytes unless it names a file. If it is cut,
-   * go on as long as more comes each time.
+   * Attempt something until it succeeds, while the call has time left and the error may pass.
+   *
+   * Pauses grow until more bytes than ever before have moved. Where the time ends after nobody
+   * answered, throw ConnectionFailed, which says more.
    */
-  async #answer(request, digest, call) {
-    const got = { chunks: [], size: 0 }
-    for (let asked = request; ; ) {
+  async #again(call, attempt) {
+    let away
+    for (let [count, most] = [1, call.moved]; ; count++) {
       try {
-        await this.#receive(asked, digest, call, got)
-        const { header, chunks } = got
-        return { ...header, bytes: header.hostFile ? undefined : Buffer.concat(chunks) }
+        return await attempt()
       } catch (error) {
-        if (error?.code !== status.UNAVAILABLE || got.size <= (asked.offsetBytes ?? 0)) throw error
-        const { artifactSha256 } = got.header
-        asked = { ...request, offsetBytes: got.size, artifactSha256 }
+        if (call.moved > most) [count, most, away] = [1, call.moved, undefined]
+        if (away && error instanceof errors.DeadlineExceeded) throw away
+        const pauseMs = pauseAfter(error, count)
+        if (pauseMs === undefined || Date.now() + pauseMs >= call.deadline) throw error
+        away = error instanceof errors.ConnectionFailed ? error : undefined
+        await sleep(pauseMs, undefined, { signal: call.signal }).catch(() => {})
+        call.signal?.throwIfAborted()
       }
     }
   }
@@ -256,6 +303,7 @@ class Client {
       // Of empty ones a daemon could send any number.
       if (!chunk?.length) continue
       got.size += chunk.length
+      call.moved = Math.max(call.moved, got.size)
       check(got.size <= header.sizeBytes, `more than the ${header.sizeBytes} bytes of the header`)
       got.chunks.push(chunk)
     }
@@ -285,9 +333,7 @@ class Client {
 
   /** Run what makes the requests of one call, which share deadline, metadata and signal. */
   async #call(options, digest, run) {
-    for (const name of Object.keys(options)) {
-      if (!CALL_OPTIONS.includes(name)) throw new TypeError(`a call has no option ${name}`)
-    }
+    known('a call', options, CALL_OPTIONS)
     const { timeoutMs = this.#options.timeoutMs, signal, priority } = options
     // The daemon's log has it.
     const requestId = crypto.randomBytes(8).toString('hex')
@@ -300,7 +346,7 @@ class Client {
     if (token) metadata.set('authorization', `Bearer ${token}`)
     const deadline = Date.now() + positive('timeoutMs', timeoutMs)
     try {
-      return await run({ metadata, deadline, signal, timeoutMs })
+      return await run({ metadata, deadline, signal, timeoutMs, moved: 0 })
     } catch (error) {
       if (error instanceof errors.WasmkilnError) error.requestId = requestId
       throw error
@@ -440,10 +486,13 @@ function checkHeader(request, digest, header) {
   // A setting that the call did not name has to have the engine's default, unless the host's engine
   // was shown, which compares them itself.
   const changed = Object.entries(header.changedSettings)
+  const isFastChoice = ([setting, value]) => FAST[setting] === value
+  const isFast = changed.some(isFastChoice)
+  check(header.isFast === isFast, 'the header says something else of its compiler than its settings')
   for (const [setting, value] of request.compatibility ? [] : changed) {
-    same(`setting ${quoted(setting)}`, request.settings[setting], value)
+    const isAccepted = request.acceptFast && isFastChoice([setting, value])
+    if (!isAccepted) same(`setting ${quoted(setting)}`, request.settings[setting], value)
   }
-  check(!header.isFast || changed.length, 'asked for optimised code, got that of a fast compiler')
   check(!header.contentEncoding, 'got an encoding that was not asked for')
   check(!header.hostFile || request.acceptHostFile, 'got a file that was not asked for')
   const { offsetBytes: from, artifactSha256: whole } = request
@@ -455,6 +504,25 @@ function checkBytes(header, bytes) {
   check(bytes.length === header.sizeBytes, `${bytes.length} of ${header.sizeBytes} bytes came`)
   const [asked, got] = [header.artifactSha256, sha256(bytes)]
   check(asked === got, `the bytes have the SHA-256 ${got}, their header says ${quoted(asked)}`)
+}
+
+/** Return how long to pause after failure 1, 2, …; undefined for an error that would come again. */
+function pauseAfter(error, count) {
+  if (LASTING.test(error?.metadata?.detail)) return undefined
+  const isTakenOver = error instanceof errors.UploadInterrupted
+  const mayPass = isTakenOver || error?.code === status.UNAVAILABLE
+  if (error?.retryAfterMs === undefined && !mayPass) return undefined
+  const first = FIRST_PAUSE_MS * (isTakenOver ? 10 : 1)
+  // Callers do not all come at the same moment.
+  const pause = Math.min(LONGEST_PAUSE_MS, first * 2 ** (count - 1)) * (0.5 + Math.random() / 2)
+  return pause + (error.retryAfterMs ?? 0)
+}
+
+/** Throw a TypeError for an option that does not exist. */
+function known(what, options, names) {
+  for (const name of Object.keys(options)) {
+    if (!names.includes(name)) throw new TypeError(`${what} has no option ${name}`)
+  }
 }
 
 function check(condition, message) {

@@ -27,11 +27,33 @@ test('arguments of no use', async () => {
     assert.throws(() => new Client(LOCAL, { trustedKeys: wrong }), /trusted ?[kK]ey/)
   }
   assert.throws(() => new Client(LOCAL, { trustedKeys: 'no.pem' }), /there is no file no\.pem/)
+  for (const unknown of [{ trustedkeys: 'a' }, { trustedKey: 'a' }, { tsl: true }]) {
+    assert.throws(() => new Client(LOCAL, unknown), /a client has no option (trusted[kK]eys?|tsl)/)
+  }
+  for (const nothing of [null, '', 0]) {
+    assert.throws(() => new Client(LOCAL, { trustedKeys: nothing }), /leave it out/)
+  }
+  assert.throws(() => new Client(LOCAL, { tls: { cafile: 'a' } }), /tls has no option cafile/)
+  assert.throws(() => new Client(LOCAL, { tls: 'yes' }), /tls is true, or an object/)
+  assert.throws(() => new Client(LOCAL, { hostStore: 'no' }), /hostStore is true or false/)
   const kiln = new Client(LOCAL)
   await assert.rejects(kiln.compile(Buffer.of(), { egine: 'wasmtime' }), /no option egine/)
   await assert.rejects(kiln.compile('module.wasm'), /readFileSync/)
   await assert.rejects(kiln.compile(Buffer.of(), { settings: { a: true } }), /has to be a string/)
   await assert.rejects(kiln.compileDigest('abc'), /64 lowercase/)
+  kiln.close()
+})
+
+test('a call for code is tried until its deadline, others once', async () => {
+  const kiln = new Client(LOCAL, { timeoutMs: 700 })
+  const began = Date.now()
+  await assert.rejects(kiln.stats(), wasmkiln.ConnectionFailed)
+  const once = Date.now() - began
+  await assert.rejects(kiln.compile(Buffer.of()), wasmkiln.ConnectionFailed)
+  // Two pauses and a third that would be too long: nothing here is measured but that it pauses.
+  assert.ok(Date.now() - began - once >= 150)
+  const signal = AbortSignal.timeout(50)
+  await assert.rejects(kiln.compile(Buffer.of(), { signal, timeoutMs: 60_000 }), /timeout/)
   kiln.close()
 })
 

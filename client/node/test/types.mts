@@ -1,7 +1,7 @@
 // Compiled by tsc, and never run: what callers write has the types that they expect.
 
 import { readFileSync } from 'node:fs'
-import { Artifact, Client, QueueFull, WasmkilnError } from 'wasmkiln'
+import { Artifact, Client, CompileQueueFull, WasmkilnError } from 'wasmkiln'
 
 const kiln = new Client('127.0.0.1:50051', {
   tls: { ca: 'ca.pem' },
@@ -15,7 +15,7 @@ export async function compiled(path: string, signal: AbortSignal): Promise<Buffe
     const mapped: string | undefined = artifact.path
     return mapped === undefined ? artifact.bytes : readFileSync(mapped)
   } catch (error) {
-    if (error instanceof QueueFull) console.log(error.retryAfterMs?.toFixed())
+    if (error instanceof CompileQueueFull) console.log(error.retryAfterMs?.toFixed())
     if (error instanceof WasmkilnError) console.log(error.reason, error.metadata['engine'])
     throw error
   }
