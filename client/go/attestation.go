@@ -157,8 +157,8 @@ func ReadKeys(paths ...string) ([]ed25519.PublicKey, error) {
 	ring := keyring{}
 	for _, file := range files {
 		text, err := os.ReadFile(file)
-		if err != nil {
-			return nil, err
+		if err != nil { // which does not show that a name is empty
+			return nil, fmt.Errorf("cannot read a trusted key from %q: %w", file, err)
 		}
 		keys, err := ParseKeys(string(text))
 		if err != nil {
@@ -179,7 +179,7 @@ func ReadKeys(paths ...string) ([]ed25519.PublicKey, error) {
 		delete(ring, entry.KeyID)
 	}
 	if len(ring) == 0 {
-		return nil, fmt.Errorf("cannot read trusted keys: none counts in %s", strings.Join(paths, ", "))
+		return nil, fmt.Errorf("cannot read trusted keys: none counts in %q", paths)
 	}
 	var counting []ed25519.PublicKey
 	for _, key := range ring {

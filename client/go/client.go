@@ -17,9 +17,8 @@
 //
 //	if errors.Is(err, wasmkiln.ErrModuleInvalid) { … }
 //
-// The client retries nothing by itself, apart from the upload, from asking for bytes where it
-// cannot use a file, and from what was cut: a download, or the upload of a module above 8 MiB, goes
-// on where it stood, as long as each further call gets further.
+// Calls for code are retried until their context ends, so that they survive a daemon's restart:
+// docs/reference/api.md says when. A download or an upload continues where it was cut.
 //
 // The messages and the service lie in wasmkilnpb. They are generated from ../../protos, and in the
 // repository so that `go get` works. `go generate` writes them anew; it needs protoc,
@@ -41,6 +40,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	mathrand "math/rand"
 	"os"
 	"regexp"
 	"strings"
@@ -70,8 +70,10 @@ const (
 	// Larger modules go in pieces, of which a cut costs one.
 	uploadAboveBytes = 8 << 20
 	pieceBytes       = 256 << 10
-	// How long the client leaves an upload to the call that took it over.
-	otherUpload = time.Second
+	// The first pause before a retry, and the longest; what took an upload over gets ten times as long.
+	firstPause, longestPause = 100 * time.Millisecond, 2 * time.Second
+	// FindMissing takes 10,000 keys, and 2 MiB.
+	keysAtOnce = 1_000
 	// A daemon puts no larger artifact into its header's message.
 	inlineLimitBytes = 65_536
 	// How long the client asks for bytes after it could not use a file.
@@ -85,6 +87,10 @@ var (
 		`^(unix|unix-abstract|dns|xds|passthrough):|^[a-z0-9+.-]+:///|^([^/:]+|\[.+\]):[1-9][0-9]{0,4}$`)
 	isLocal = regexp.MustCompile(
 		`^unix(-abstract)?:|^((dns|passthrough):(///)?)?(localhost|127(\.\d+){3}|\[::1\]):\d+$`)
+	// In Go's words: failures of TLS that another attempt does not heal.
+	isLasting = regexp.MustCompile("certificate|tls: first record")
+	// What chooses an engine's fast compiler.
+	fast = map[string]string{"strategy": "winch", "compiler": "singlepass"}
 	// Settings that artifacts of earlier daemons do not state, and what these artifacts have.
 	unstated = map[string]string{
 		"strategy":                                 "cranelift",
@@ -172,7 +178,7 @@ func New(address string, options Options) (*Client, error) {
 	}
 	// gRPC fails each call with the first one's error until its next attempt: so that is soon.
 	soon := backoff.DefaultConfig
-	soon.BaseDelay, soon.MaxDelay = 100*time.Millisecond, 2*time.Second
+	soon.BaseDelay, soon.MaxDelay = 100*time.Millisecond, time.Second
 	conn, err := grpc.NewClient(address, append([]grpc.DialOption{
 		grpc.WithTransportCredentials(transport),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: soon, MinConnectTimeout: 20 * time.Second}),
@@ -205,6 +211,11 @@ type CompileOptions struct {
 	Compatibility []byte
 	// Background makes the call wait behind all others.
 	Background bool
+	// AcceptFast takes the code of a fast compiler (Header.IsFast) until the daemon has optimised
+	// code: a later call gets that.
+	AcceptFast bool
+	// SkipCacheLookup compiles even if a tier has the artifact.
+	SkipCacheLookup bool
 }
 
 // Compile returns the artifact of a module. It asks by the module's digest, and uploads the module
@@ -230,16 +241,39 @@ func (c *Client) CompileDigest(ctx context.Context, sha256 string, options Compi
 func (c *Client) Load(ctx context.Context, module []byte, options CompileOptions) (*pb.LoadResponse, error) {
 	digest := sha256Hex(module)
 	return run(ctx, c, options.Background, digest, func(ctx context.Context) (*pb.LoadResponse, error) {
-		for {
-			answer, err := c.load(ctx, digest, module, options.Engine)
-			if err == nil && answer.GetSha256() != digest {
-				return nil, refused(ErrUnexpectedAnswer, "the daemon's answer is about another module")
-			}
-			if !c.is(ctx, err, ErrUploadInterrupted) {
-				return answer, err
-			}
+		var answer *pb.LoadResponse
+		var moved uint64
+		err := c.again(ctx, &moved, func() (err error) {
+			answer, err = c.load(ctx, digest, module, options.Engine, &moved)
+			return err
+		})
+		if err == nil && answer.GetSha256() != digest {
+			return nil, refused(ErrUnexpectedAnswer, "the daemon's answer is about another module")
 		}
+		return answer, err
 	})
+}
+
+// FindMissing returns the keys whose artifacts no tier has, in their order. What a key leaves out is
+// the daemon's default.
+func (c *Client) FindMissing(ctx context.Context, keys []*pb.ArtifactKey) ([]*pb.ArtifactKey, error) {
+	found, err := run(ctx, c, false, "", func(ctx context.Context) (*pb.FindMissingResponse, error) {
+		var all, answer pb.FindMissingResponse
+		for ; len(keys) > 0; keys = keys[min(len(keys), keysAtOnce):] {
+			request := &pb.FindMissingRequest{Keys: keys[:min(len(keys), keysAtOnce)]}
+			err := c.again(ctx, new(uint64), func() error {
+				got, err := c.modules.FindMissing(ctx, request)
+				answer.Missing = got.GetMissing()
+				return err
+			})
+			if err != nil {
+				return nil, err
+			}
+			all.Missing = append(all.Missing, answer.Missing...)
+		}
+		return &all, nil
+	})
+	return found.GetMissing(), err
 }
 
 // Stats returns the daemon's counters.
@@ -306,33 +340,39 @@ func (c *Client) compile(ctx context.Context, digest string, module []byte, opti
 		Engine: options.Engine, Target: options.Target, Cpu: options.CPU, Settings: options.Settings,
 		InlineLimitBytes: inlineLimitBytes,
 		AcceptHostFile:   !c.options.NoHostStore && time.Now().UnixNano() > c.noFileUntil.Load(),
+		AcceptFast:       options.AcceptFast, SkipCacheLookup: options.SkipCacheLookup,
 	}
 	if section != nil {
 		key := sha256.Sum256(section)
 		request.Compatibility = key[:]
 	}
 	return run(ctx, c, options.Background, digest, func(ctx context.Context) (*Artifact, error) {
-		ask := func() (*Artifact, error) {
-			artifact, err := c.ask(ctx, request, digest)
+		var got, artifact Artifact
+		var moved uint64
+		ask := func() (err error) {
+			artifact, err = c.ask(ctx, request, digest, &got, &moved)
 			if c.is(ctx, err, ErrCompatibilityUnknown) && !bytes.Equal(request.Compatibility, section) {
 				request.Compatibility = section
-				return c.ask(ctx, request, digest)
+				artifact, err = c.ask(ctx, request, digest, &got, &moved)
 			}
-			return artifact, err
+			return err
 		}
-		artifact, err := ask()
-		// Where no tier takes so large a module, it has to come with the request.
-		isLoaded := len(module) <= uploadAboveBytes
-		for module != nil && c.is(ctx, err, ErrModuleNotLoaded) {
-			if isLoaded {
-				request.Source, module = &pb.CompileRequest_Module{Module: module}, nil
-			} else if _, err := c.load(ctx, digest, module, options.Engine); err == nil {
-				isLoaded = true
-			} else if !c.is(ctx, err, ErrUploadInterrupted) {
-				return nil, err
+		err := c.again(ctx, &moved, func() error {
+			request.Source = &pb.CompileRequest_Sha256{Sha256: digest}
+			err := ask()
+			isLacking := module != nil && c.is(ctx, err, ErrModuleNotLoaded)
+			if isLacking && len(module) > uploadAboveBytes {
+				if _, err = c.load(ctx, digest, module, options.Engine, &moved); err == nil {
+					err = ask()
+				}
+				isLacking = c.is(ctx, err, ErrModuleNotLoaded)
 			}
-			artifact, err = ask()
-		}
+			if isLacking { // also where no tier takes so large a module: it comes with the request
+				request.Source = &pb.CompileRequest_Module{Module: module}
+				err = ask()
+			}
+			return err
+		})
 		if err == nil && artifact.Header.GetHostFile() != nil {
 			if taken := c.fromFile(artifact.Header); taken != nil {
 				return taken, nil
@@ -341,7 +381,7 @@ func (c *Client) compile(ctx context.Context, digest string, module []byte, opti
 			// module by now.
 			c.noFileUntil.Store(time.Now().Add(noFileFor).UnixNano())
 			request.Source, request.AcceptHostFile = &pb.CompileRequest_Sha256{Sha256: digest}, false
-			artifact, err = ask()
+			err = c.again(ctx, &moved, ask)
 		}
 		if err == nil {
 			err = checkBytes(artifact.Header, artifact.bytes)
@@ -349,8 +389,58 @@ func (c *Client) compile(ctx context.Context, digest string, module []byte, opti
 		if err == nil && len(c.keys) > 0 {
 			err = c.keys.verify(artifact.Header)
 		}
-		return artifact, err
+		return &artifact, err
 	})
+}
+
+// again attempts something until it succeeds, while the context lasts and the error may pass. Pauses
+// grow until more bytes than ever before have moved. Where the time ends after nobody answered, it
+// returns ErrConnectionFailed, which says more.
+func (c *Client) again(ctx context.Context, moved *uint64, attempt func() error) error {
+	var away error
+	for count, most := 1, *moved; ; count++ {
+		err := attempt()
+		if err == nil {
+			return nil
+		}
+		if *moved > most {
+			count, most, away = 1, *moved, nil
+		}
+		if away != nil && c.is(ctx, err, ErrDeadlineExceeded) {
+			return away
+		}
+		pause, mayPass := pauseAfter(c.failed(ctx, err, ""), count)
+		deadline, _ := ctx.Deadline()
+		if !mayPass || time.Until(deadline) <= pause {
+			return err
+		}
+		if away = nil; c.is(ctx, err, ErrConnectionFailed) {
+			away = err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+// pauseAfter returns how long to pause after failure 1, 2, …, and whether another attempt may help.
+func pauseAfter(err error, count int) (time.Duration, bool) {
+	var failure *Error
+	if !errors.As(err, &failure) || isLasting.MatchString(failure.Metadata["detail"]) {
+		return 0, false
+	}
+	pause, isTakenOver := firstPause, errors.Is(failure, ErrUploadInterrupted)
+	if isTakenOver {
+		pause *= 10
+	}
+	for pause = min(pause, longestPause); count > 1 && pause < longestPause; count-- {
+		pause = min(2*pause, longestPause)
+	}
+	// Callers do not all come at the same moment.
+	pause = pause/2 + time.Duration(mathrand.Int63n(int64(pause/2)+1))
+	mayPass := failure.isTold || isTakenOver || failure.Code == codes.Unavailable
+	return pause + failure.RetryAfter, mayPass
 }
 
 // sectionOf returns the section in which wasmtime says for which engine it compiled something, or a
@@ -370,90 +460,79 @@ func sectionOf(compiled []byte) ([]byte, error) {
 	return nil, errors.New("cannot use Compatibility: these bytes are nothing that wasmtime compiled")
 }
 
-// load has the daemon take a module: a large one in pieces, if the daemon knows that, and others in
-// one message. After ErrUploadInterrupted the other call may have ended the upload.
-func (c *Client) load(ctx context.Context, digest string, module []byte, engine string) (*pb.LoadResponse, error) {
-	answer, err := c.upload(ctx, digest, module, engine)
-	if status.Code(err) == codes.Unimplemented {
-		return c.modules.Load(ctx, &pb.LoadRequest{Module: module, Engine: engine})
-	}
-	if c.is(ctx, err, ErrUploadInterrupted) {
-		select {
-		case <-ctx.Done():
-		case <-time.After(otherUpload):
+// load has the daemon take a module: a large one in pieces, from where the daemon stands, if it knows
+// that, and others in one message.
+func (c *Client) load(ctx context.Context, digest string, module []byte, engine string, moved *uint64) (*pb.LoadResponse, error) {
+	if len(module) > uploadAboveBytes {
+		answer, err := c.upload(ctx, digest, module, engine, moved)
+		if status.Code(err) != codes.Unimplemented {
+			return answer.GetLoaded(), err
 		}
 	}
-	return answer.GetLoaded(), err
+	return c.modules.Load(ctx, &pb.LoadRequest{Module: module, Engine: engine})
 }
 
-// upload sends a large module in pieces, from where the daemon stands. If it is cut, it goes on
-// until a try begins where the one before began.
-func (c *Client) upload(ctx context.Context, digest string, module []byte, engine string) (*pb.UploadResponse, error) {
-	for begin, before := 0, -1; len(module) > uploadAboveBytes; before = begin {
-		state, err := c.modules.QueryUpload(ctx, &pb.QueryUploadRequest{Sha256: digest})
-		if err != nil {
-			return nil, err
-		}
-		stream, err := c.modules.Upload(ctx)
-		if err != nil {
-			return nil, err
-		}
-		begin = int(min(state.GetHeldBytes(), uint64(len(module))))
-		request := &pb.UploadRequest{Sha256: digest, SizeBytes: uint64(len(module)), Engine: engine}
-		for at := begin; err == nil && (at == begin || at < len(module)); at += pieceBytes {
-			request.Offset, request.Data = uint64(at), module[at:min(at+pieceBytes, len(module))]
-			err = stream.Send(request) // an error says that the call has ended, and the answer why
-			request = &pb.UploadRequest{}
-		}
-		answer, err := stream.CloseAndRecv()
-		if status.Code(err) != codes.Unavailable || begin <= before {
-			return answer, err
-		}
+func (c *Client) upload(ctx context.Context, digest string, module []byte, engine string, moved *uint64) (*pb.UploadResponse, error) {
+	state, err := c.modules.QueryUpload(ctx, &pb.QueryUploadRequest{Sha256: digest})
+	if err != nil {
+		return nil, err
 	}
-	return nil, status.Error(codes.Unimplemented, "one message does it")
+	stream, err := c.modules.Upload(ctx)
+	if err != nil {
+		return nil, err
+	}
+	*moved = max(*moved, state.GetHeldBytes())
+	begin := int(min(state.GetHeldBytes(), uint64(len(module))))
+	request := &pb.UploadRequest{Sha256: digest, SizeBytes: uint64(len(module)), Engine: engine}
+	for at := begin; err == nil && (at == begin || at < len(module)); at += pieceBytes {
+		request.Offset, request.Data = uint64(at), module[at:min(at+pieceBytes, len(module))]
+		err = stream.Send(request) // an error says that the call has ended, and the answer why
+		request = &pb.UploadRequest{}
+	}
+	return stream.CloseAndRecv()
 }
 
-// ask makes a Compile call, and where it is cut goes on behind what came, as long as more comes each
-// time. It returns what came, which nobody has checked against a digest.
-func (c *Client) ask(ctx context.Context, request *pb.CompileRequest, digest string) (*Artifact, error) {
+// ask makes a Compile call, for what follows on what got has of a call that was cut. It returns what
+// came, which nobody has checked against a digest.
+func (c *Client) ask(ctx context.Context, request *pb.CompileRequest, digest string, got *Artifact, moved *uint64) (Artifact, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the stream where its rest is of no use
-	var got Artifact
-	request.OffsetBytes, request.ArtifactSha256 = 0, ""
+	request.OffsetBytes, request.ArtifactSha256 = uint64(len(got.bytes)), ""
+	if len(got.bytes) > 0 {
+		request.ArtifactSha256 = got.Header.GetArtifactSha256()
+	}
+	if got.Header != nil { // what was compiled for this call is in a tier
+		request.SkipCacheLookup = false
+	}
 	stream, err := c.modules.Compile(ctx, request)
 	for isBegun := false; ; {
 		var message *pb.CompileResponse
 		if err == nil {
 			message, err = stream.Recv()
 		}
-		size := uint64(len(got.bytes))
-		if status.Code(err) == codes.Unavailable && size > request.OffsetBytes {
-			request.OffsetBytes, request.ArtifactSha256 = size, got.Header.GetArtifactSha256()
-			isBegun = false
-			stream, err = c.modules.Compile(ctx, request)
-			continue
-		}
 		if err == io.EOF && isBegun {
-			return &got, nil
+			return *got, nil
 		}
 		if err != nil && err != io.EOF {
-			return nil, err
+			return Artifact{}, err
 		}
 		header := message.GetHeader()
 		if isBegun == (header != nil) {
-			return nil, refused(ErrArtifactMismatch, "the daemon's answer does not begin with its one header")
+			return Artifact{}, refused(ErrArtifactMismatch, "the daemon's answer does not begin with its one header")
 		}
 		if header != nil {
 			if err := c.checkHeader(request, digest, header); err != nil {
-				return nil, err
+				return Artifact{}, err
 			}
 			isBegun, got.Header = true, header
 			got.bytes = append(got.bytes[:header.GetOffsetBytes()], header.GetInlineArtifact()...)
 			header.InlineArtifact = nil
 		}
 		got.bytes = append(got.bytes, message.GetChunk()...)
-		if size := got.Header.GetSizeBytes(); uint64(len(got.bytes)) > size {
-			return nil, refused(ErrArtifactMismatch, "more came than the %d bytes of the header", size)
+		size := uint64(len(got.bytes))
+		*moved = max(*moved, size)
+		if most := got.Header.GetSizeBytes(); size > most {
+			return Artifact{}, refused(ErrArtifactMismatch, "more came than the %d bytes of the header", most)
 		}
 	}
 }
@@ -492,15 +571,19 @@ func (c *Client) checkHeader(request *pb.CompileRequest, digest string, header *
 	}
 	// A setting that the call did not name has to have the engine's default, unless the host's engine
 	// was shown, which compares them itself.
-	isShown := len(request.GetCompatibility()) > 0
+	isShown, isFast := len(request.GetCompatibility()) > 0, false
 	for name, value := range header.GetChangedSettings() {
-		if wanted, named := request.GetSettings()[name]; !isShown && (!named || wanted != value) {
+		isFastChoice := fast[name] == value
+		isFast = isFast || isFastChoice
+		wanted, named := request.GetSettings()[name]
+		isAsked := named && wanted == value || isFastChoice && request.GetAcceptFast()
+		if !isShown && !isAsked {
 			return refused(ErrArtifactMismatch, "got setting %.200q, which was not asked for", name)
 		}
 	}
 	switch {
-	case header.GetIsFast() && len(header.GetChangedSettings()) == 0:
-		return refused(ErrArtifactMismatch, "asked for optimised code, got that of a fast compiler")
+	case header.GetIsFast() != isFast:
+		return refused(ErrArtifactMismatch, "the header and its settings name different compilers")
 	case header.GetContentEncoding() != "":
 		return refused(ErrArtifactMismatch, "got an encoding that was not asked for")
 	case header.GetHostFile() != nil && !request.GetAcceptHostFile():

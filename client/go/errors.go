@@ -31,6 +31,8 @@ type Error struct {
 	Violations []*errdetails.BadRequest_FieldViolation
 
 	cause error
+	// Whether the daemon told RetryAfter.
+	isTold bool
 }
 
 // What errors.Is compares with: each stands for all errors of its reason.
@@ -54,14 +56,16 @@ var (
 	ErrArtifactTooLarge         = &Error{Reason: "ARTIFACT_TOO_LARGE"}
 	ErrCompilerCrashed          = &Error{Reason: "COMPILER_CRASHED"}
 	ErrModuleQuarantined        = &Error{Reason: "MODULE_QUARANTINED"}
-	ErrQueueFull                = &Error{Reason: "COMPILE_QUEUE_FULL"}
-	ErrQuotaExceeded            = &Error{Reason: "QUOTA_EXCEEDED"}
-	ErrWorkerUnavailable        = &Error{Reason: "WORKER_UNAVAILABLE"}
-	ErrServerDraining           = &Error{Reason: "SERVER_DRAINING"}
-	ErrCredentialsMissing       = &Error{Reason: "CREDENTIALS_MISSING"}
-	ErrCredentialsInvalid       = &Error{Reason: "CREDENTIALS_INVALID"}
-	ErrRoleMissing              = &Error{Reason: "ROLE_MISSING"}
-	ErrInternal                 = &Error{Reason: "INTERNAL"}
+	ErrCompileQueueFull         = &Error{Reason: "COMPILE_QUEUE_FULL"}
+	// ErrQueueFull is the name of ErrCompileQueueFull before 0.7.
+	ErrQueueFull          = ErrCompileQueueFull
+	ErrQuotaExceeded      = &Error{Reason: "QUOTA_EXCEEDED"}
+	ErrWorkerUnavailable  = &Error{Reason: "WORKER_UNAVAILABLE"}
+	ErrServerDraining     = &Error{Reason: "SERVER_DRAINING"}
+	ErrCredentialsMissing = &Error{Reason: "CREDENTIALS_MISSING"}
+	ErrCredentialsInvalid = &Error{Reason: "CREDENTIALS_INVALID"}
+	ErrRoleMissing        = &Error{Reason: "ROLE_MISSING"}
+	ErrInternal           = &Error{Reason: "INTERNAL"}
 
 	// The client itself raises these.
 
@@ -86,7 +90,7 @@ func (e *Error) Error() string {
 	return e.Message
 }
 
-// Is reports whether target is an *Error of the same reason, such as ErrQueueFull.
+// Is reports whether target is an *Error of the same reason, such as ErrNotWasm.
 func (e *Error) Is(target error) bool {
 	other, ok := target.(*Error)
 	return ok && other.Reason != "" && other.Reason == e.Reason
@@ -111,7 +115,7 @@ func (c *Client) failed(ctx context.Context, err error, requestID string) error 
 				failure.Reason, failure.Metadata = detail.GetReason(), detail.GetMetadata()
 			}
 		case *errdetails.RetryInfo:
-			failure.RetryAfter = max(0, detail.GetRetryDelay().AsDuration())
+			failure.RetryAfter, failure.isTold = max(0, detail.GetRetryDelay().AsDuration()), true
 		case *errdetails.BadRequest:
 			failure.Violations = detail.GetFieldViolations()
 		}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	wasmkiln "github.com/wasmkiln/wasmkiln/client/go"
+	"github.com/wasmkiln/wasmkiln/client/go/wasmkilnpb"
 )
 
 var (
@@ -72,6 +73,7 @@ func ask(ctx context.Context, address, path string) error {
 	}
 	defer client.Close()
 	asked := wasmkiln.CompileOptions{Engine: flags["--engine"], Background: flags["--load"] != ""}
+	asked.AcceptFast, asked.SkipCacheLookup = flags["--accept-fast"] != "", flags["--fresh"] != ""
 	if asked.Background {
 		loaded, err := client.Load(ctx, module, asked)
 		if err == nil {
@@ -83,6 +85,14 @@ func ask(ctx context.Context, address, path string) error {
 		if asked.Compatibility, err = os.ReadFile(file); err != nil {
 			panic(err)
 		}
+	}
+	if digest := flags["--missing"]; digest != "" {
+		keys := []*wasmkilnpb.ArtifactKey{{ModuleSha256: digest, Engine: asked.Engine}}
+		missing, err := client.FindMissing(ctx, keys)
+		if err == nil {
+			say("missing", "", "", fmt.Sprint(len(missing)), "")
+		}
+		return err
 	}
 	var artifact *wasmkiln.Artifact
 	if digest := flags["--digest"]; digest != "" {

@@ -18,7 +18,7 @@ from tests.polyglot.kiln import FULL_ENGINE, Kiln
 from tests.polyglot.lies import chunk, header_first
 
 pytestmark = pytest.mark.timeout(builds.BUILD_TIMEOUT_S)
-RETRYING = pytest.mark.parametrize("asks", ["cpp", "node"], indirect=True)
+RETRYING = pytest.mark.parametrize("asks", ["cpp", "go", "node"], indirect=True)
 HALF = len(honest.ARTIFACT) // 2
 
 
@@ -63,7 +63,7 @@ def test_a_fresh_artifact_that_was_cut_is_compiled_once(kiln: Kiln, asks: Asks) 
     assert [each.offset_bytes for each in asked] == [0, 0, HALF]
 
 
-@pytest.mark.parametrize("asks", ["node"], indirect=True)
+@pytest.mark.parametrize("asks", ["go", "node"], indirect=True)
 def test_missing_and_fast(kiln: Kiln, asks: Asks) -> None:
     module = kiln.fresh_module()
     digest = hashlib.sha256(module.read_bytes()).hexdigest()
@@ -74,7 +74,7 @@ def test_missing_and_fast(kiln: Kiln, asks: Asks) -> None:
     assert asks.once(*words, "--missing", digest).size_or_cause == "0"
 
 
-@pytest.mark.parametrize("asks", ["node"], indirect=True)
+@pytest.mark.parametrize("asks", ["go", "node"], indirect=True)
 @pytest.mark.parametrize("name", ["http_proxy", "grpc_proxy", "https_proxy"])
 def test_no_proxy_sees_a_token_for_this_machine(kiln: Kiln, asks: Asks, name: str) -> None:
     # Nobody listens there.
