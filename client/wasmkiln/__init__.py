@@ -33,6 +33,7 @@ engine itself.
 """
 
 from importlib import import_module
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from wasmkiln.v1.types_pb2 import ArtifactHeader as ArtifactHeader
     from wasmkiln.v1.types_pb2 import ArtifactKey as ArtifactKey
 
+    __all__: list[str]
     __version__: str
 
 # Where each name is; all others are exceptions, in `errors`, or files.
@@ -72,6 +74,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("wasmkiln")
+    if name == "__all__":
+        return __dir__()
     if not name.startswith("_"):
         home = next((home for home, names in _HOMES.items() if name in names), "errors")
         found = vars(import_module(f"wasmkiln.{home}"))
@@ -82,3 +86,10 @@ def __getattr__(name: str) -> Any:
         except ModuleNotFoundError:
             pass
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names, whether a program has used them or not."""
+    known = vars(import_module("wasmkiln.errors")).items()
+    raised = (name for name, what in known if isinstance(what, type) and name[0] != "_")
+    return sorted(chain(("__version__", "aio", "errors"), raised, *_HOMES.values()))

@@ -9,6 +9,9 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import wasmkiln
+from wasmkiln import errors
+
 # Hides every installed package but those that the client may need.
 PROBE = """
 import sys
@@ -52,6 +55,23 @@ def test_importing_leaves_the_command_and_engines_alone() -> None:
     assert done.stdout == "set()\n", done.stdout
     done = run("import wasmkiln; print(wasmkiln.aio.AsyncClient is wasmkiln.AsyncClient)")
     assert done.stdout == "True\n", done.stderr
+
+
+def test_the_package_shows_its_public_names_and_no_others() -> None:
+    # A fresh process: no name has been used yet.
+    done = run(
+        "import wasmkiln; shown = dir(wasmkiln)\n"
+        "assert shown == wasmkiln.__all__ == dir(wasmkiln), shown\n"
+        "from wasmkiln import *\n"
+        "missing = [name for name in shown if name not in globals()]\n"
+        "assert not missing, missing\n"
+        "print(*shown)"
+    )
+    assert done.returncode == 0, done.stderr
+    shown = set(done.stdout.split())
+    raised = {name for name, what in vars(errors).items() if inspect.isclass(what)}
+    declared = re.findall(r"^    from .* as (\w+)$", inspect.getsource(wasmkiln), re.MULTILINE)
+    assert shown == {*declared, "__version__", *(name for name in raised if name[0] != "_")}
 
 
 def test_the_help_of_a_command_needs_no_client() -> None:
