@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from wasmkiln import errors as errors
     from wasmkiln.aio import AsyncClient as AsyncClient
     from wasmkiln.artifact import Artifact as Artifact
+    from wasmkiln.artifact import Origin as Origin
     from wasmkiln.assembly import Phase as Phase
     from wasmkiln.assembly import Progress as Progress
     from wasmkiln.attestation import PublicKey as PublicKey
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 # Where each name is; all others are exceptions, in `errors`, or files.
 _HOMES = {
     "aio": ("AsyncClient",),
-    "artifact": ("Artifact",),
+    "artifact": ("Artifact", "Origin"),
     "assembly": ("Phase", "Progress"),
     "attestation": ("PublicKey", "TrustedKeys"),
     "client": ("Client",),

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,27 @@ if TYPE_CHECKING:
     import builtins
 
     from wasmkiln.attestation import KeySource, Statement
+
+
+class Origin(IntEnum):
+    """Where the daemon had an artifact from: the numbers of the contract, with names."""
+
+    UNSPECIFIED = 0
+    MEMORY = 1
+    REDIS = 2
+    COMPILED = 3
+    JOINED_FLIGHT = 4
+    HOST_STORE = 5
+    OBJECT_STORE = 6
+
+    @classmethod
+    def _missing_(cls, value: object) -> Origin | None:
+        """Name a number that only a newer daemon knows."""
+        if not isinstance(value, int):
+            return None
+        unknown = int.__new__(cls, value)
+        unknown._name_, unknown._value_ = f"ORIGIN_{value}", value
+        return unknown
 
 
 @dataclass(frozen=True)
@@ -43,6 +65,11 @@ class Artifact:
             f"<Artifact of {self.header.module_sha256[:12]}… for {engine_id(self.header.engine)} "
             f"on {self.header.target} {self.header.cpu}, {len(self.bytes)} bytes>"
         )
+
+    @property
+    def origin(self) -> Origin:
+        """Where the daemon had it from: `header.origin` with a name."""
+        return Origin(self.header.origin)
 
     def intact(self) -> bool:
         """Return whether the bytes have the SHA-256 of the header."""

@@ -15,7 +15,14 @@ from typing import Any
 import pytest
 import wasmtime
 import wasmtime.component
-from wasmkiln import Artifact, ArtifactMismatch, EngineNotInstalled, IncompatibleEngine, loading
+from wasmkiln import (
+    Artifact,
+    ArtifactMismatch,
+    EngineNotInstalled,
+    IncompatibleEngine,
+    Origin,
+    loading,
+)
 from wasmkiln.v1 import types_pb2 as types
 
 HERE = importlib.metadata.version("wasmtime")
@@ -48,6 +55,18 @@ def real(**settings: Any) -> Artifact:
     wat = '(module (func (export "seven") (result i32) i32.const 7))'
     content = bytes(wasmtime.Module(wasmtime.Engine(config), wat).serialize())
     return make(content, changed_settings={k: str(v).lower() for k, v in settings.items()})
+
+
+def test_an_origin_has_a_name_and_the_number_of_the_contract() -> None:
+    assert {f"ORIGIN_{origin.name}": origin.value for origin in Origin} == dict(
+        types.Origin.items()
+    )
+    artifact = make(origin=types.ORIGIN_HOST_STORE)
+    assert artifact.origin is Origin.HOST_STORE
+    assert artifact.origin == artifact.header.origin == types.ORIGIN_HOST_STORE == 5
+    # Of a newer daemon: still a number, and no failure.
+    newer = make(origin=77).origin
+    assert (newer, newer.name, isinstance(newer, Origin)) == (77, "ORIGIN_77", True)
 
 
 # --- files ------------------------------------------------------------------------------
