@@ -62,7 +62,7 @@ def _compile(
 ) -> float:
     """Return the seconds of a call that has to compile."""
     lab.come_to_rest(client)
-    client.evict(module_sha256=module.sha256)
+    client.evict(module.sha256)
     asked = lab.request(target.id, module, upload=True, accept_fast=fast)
     return stream.timed(asked, types_pb2.ORIGIN_COMPILED, fast=fast)
 
@@ -74,7 +74,7 @@ def fast(given: Setting) -> Iterator[Row]:
             client = stack.enter_context(given.daemon.client())
             stream = lab.RawStream(stack, given.daemon.address)
             lab.come_to_rest(client)
-            client.evict(module_sha256=module.sha256)
+            client.evict(module.sha256)
             first = client.compile(module.path, engine=target.id, accept_fast=True)
             if not first.header.is_fast:
                 continue  # This engine has no fast compiler here.
@@ -117,7 +117,7 @@ async def _callers(given: Setting, target: lab.Target, module: lab.Module) -> li
 
             for turn in range(given.rounds(5) + 1):
                 for count in (1, CALLERS) if turn % 2 else (CALLERS, 1):
-                    client.evict(module_sha256=module.sha256)
+                    client.evict(module.sha256)
                     client.load(module.path, engine=target.id)
                     headers: list[float] = []
                     started = time.perf_counter()

@@ -70,7 +70,7 @@ class Held:
 
     def hit_below(self, origin: int, encoding: str = "") -> float:
         """Return the seconds of a hit in a tier below memory."""
-        self.client.evict(module_sha256=self.module.sha256, tier="memory")
+        self.client.evict(self.module.sha256, tier="memory")
         asked = self.request(accept_encodings=[encoding] if encoding else [])
         return self.stream.timed(asked, origin, encoding)
 

@@ -85,7 +85,7 @@ def first(given: Setting) -> Iterator[Row]:
         def load(operation: str) -> float:
             lab.come_to_rest(client)
             for tier in ("memory", "host_store"):
-                client.evict(module_sha256=module.sha256, tier=tier)
+                client.evict(module.sha256, tier=tier)
             before = _redis_hits(client)
             seconds = process.ask(op=operation, **order)
             if _redis_hits(client) != before + 1:
@@ -127,7 +127,7 @@ def portable(given: Setting) -> Iterator[Row]:
 
         def compiled(target: str) -> float:
             lab.come_to_rest(client)
-            client.evict(module_sha256=real.sha256)
+            client.evict(real.sha256)
             asked = lab.request(given.wasmtime.id, real, upload=True, target=target)
             return stream.timed(asked, ORIGIN_COMPILED)
 

@@ -181,7 +181,7 @@ def _evict(given: Setting, client: Client) -> float:
     client.compile(given.small.path, engine=given.wasmtime.id)
     lab.come_to_rest(client)
     began = time.perf_counter()
-    gone = client.evict(module_sha256=given.small.sha256)
+    gone = client.evict(given.small.sha256)
     seconds = time.perf_counter() - began
     if gone.artifacts != 2:
         raise lab.BenchError("memory and Redis did not both hold what was to be evicted")

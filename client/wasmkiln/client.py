@@ -95,6 +95,11 @@ class method(Generic[P, T]):  # noqa: N801
     def __init__(self, flow: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> None:
         @wraps(flow)
         def run(client: Any, *arguments: P.args, **options: P.kwargs) -> Any:
+            digest: Any = options.pop("module_sha256", None)  # its name until 0.7
+            if digest is not None:
+                if not is_digest(digest):
+                    raise ValueError("module_sha256 is 64 lowercase hexadecimal digits")
+                options["module"] = digest
             return client._run(flow(client, *arguments, **options))
 
         self._run: Any = run
@@ -168,7 +173,9 @@ class Methods(ABC):
         timeout_s: float | None = None,
         on_progress: ProgressCallback | None = None,
     ) -> modules.LoadResponse:
-        """Upload a module, which the daemon validates and stores. Idempotent.
+        """Upload a module, which the daemon validates and stores: the RPC Load. Idempotent.
+
+        It loads into no engine and compiles nothing: for a module to run, call `module`.
 
         `source` is a path or the module's bytes. `background` lets calls without it go first.
         What is larger than 8 MiB goes in pieces: an upload that was cut goes on where it stood, in
@@ -401,8 +408,8 @@ class Methods(ABC):
     @method
     async def evict(
         self,
+        module: Source | None = None,
         *,
-        module_sha256: str | None = None,
         engine: str | None = None,
         everything: bool = False,
         tier: Literal["memory", "host_store", "redis", "object_store"] | None = None,
@@ -410,10 +417,11 @@ class Methods(ABC):
     ) -> admin.EvictResponse:
         """Remove the artifacts of a module, of an engine, or all, from one tier or from every one.
 
-        What is pinned stays, and is counted in `pinned`; for a pinned module, raise ModulePinned.
-        Raise ValueError unless exactly one of the three scopes is given.
+        `module` is a path, bytes or a digest. What is pinned stays, and is counted in `pinned`; for
+        a pinned module, raise ModulePinned. Raise OSError when the path cannot be read, and
+        ValueError unless exactly one of the three scopes is given.
         """
-        scope = _scope(module_sha256=module_sha256, engine=engine, all=everything)
+        scope = await self._scope(module, engine=engine, everything=everything)
         request = admin.EvictRequest(tier=f"TIER_{(tier or 'unspecified').upper()}", **scope)
         return await self._ask(request, admin.EvictResponse, timeout_s)
 
@@ -427,38 +435,37 @@ class Methods(ABC):
     @method
     async def release(
         self,
-        module_sha256: str | None = None,
+        module: Source | None = None,
         *,
         everything: bool = False,
         timeout_s: float | None = None,
     ) -> admin.ReleaseQuarantineResponse:
         """Release one module, or every one, from quarantine, and forget its failures.
 
-        Raise ValueError unless exactly one scope is given.
+        `module` is a path, bytes or a digest. Raise OSError when the path cannot be read, and
+        ValueError unless exactly one scope is given.
         """
-        scope = _scope(module_sha256=module_sha256, all=everything)
+        scope = await self._scope(module, everything=everything)
         request = admin.ReleaseQuarantineRequest(**scope)
         return await self._ask(request, admin.ReleaseQuarantineResponse, timeout_s)
 
     @method
-    async def pin(self, module_sha256: str, *, timeout_s: float | None = None) -> admin.PinResponse:
+    async def pin(self, module: Source, *, timeout_s: float | None = None) -> admin.PinResponse:
         """Keep a module and all of its artifacts, now and later, whatever else needs room.
 
-        Raise ModuleNotLoaded if no tier knows the module, PinsFull if there are too many pins,
-        and ValueError for what is no digest.
+        `module` is a path, bytes or a digest. Raise ModuleNotLoaded if no tier knows the module,
+        PinsFull if there are too many pins, and OSError when the path cannot be read.
         """
-        request = admin.PinRequest(module_sha256=_digest(module_sha256))
+        request = admin.PinRequest(**await self._scope(module))
         return await self._ask(request, admin.PinResponse, timeout_s)
 
     @method
-    async def unpin(
-        self, module_sha256: str, *, timeout_s: float | None = None
-    ) -> admin.UnpinResponse:
+    async def unpin(self, module: Source, *, timeout_s: float | None = None) -> admin.UnpinResponse:
         """Unpin a module: its entries live as long as others from now on.
 
-        Raise ValueError for what is no digest.
+        `module` is a path, bytes or a digest. Raise OSError when the path cannot be read.
         """
-        request = admin.UnpinRequest(module_sha256=_digest(module_sha256))
+        request = admin.UnpinRequest(**await self._scope(module))
         return await self._ask(request, admin.UnpinResponse, timeout_s)
 
     @method
@@ -500,6 +507,16 @@ class Methods(ABC):
 
     def _deadline(self, timeout_s: float | None) -> rpc.Deadline:
         return rpc.Deadline(self._timeout_s if timeout_s is None else choose_timeout_s(timeout_s))
+
+    async def _scope(self, module: Source | None, **others: Any) -> dict[str, Any]:
+        """Return the field that says what a call is about. Raise ValueError unless it is one."""
+        given = {"module": module, **others}
+        scope = {name: value for name, value in given.items() if value}
+        if len(scope) != 1:
+            raise ValueError(f"give exactly one of {', '.join(given)}")
+        if module:
+            return {"module_sha256": (await self._away(partial(identify, module)))[0]}
+        return {"all": True} if "everything" in scope else scope
 
     async def _ask(
         self,
@@ -966,19 +983,3 @@ def _about(sha256: str, *, background: bool = False) -> Metadata:
     """
     about: Metadata = (("wasmkiln-module", sha256),) if sha256 else ()
     return (*about, ("wasmkiln-priority", "background")) if background else about
-
-
-def _scope(**given: Any) -> dict[str, Any]:
-    """Return the one field that says what a call is about. Raise ValueError unless there is one."""
-    scope = {name: value for name, value in given.items() if value}
-    if len(scope) != 1:
-        raise ValueError(f"give exactly one of {', '.join(given)}".replace("all", "everything"))
-    if "module_sha256" in scope:
-        _digest(scope["module_sha256"])
-    return scope
-
-
-def _digest(module_sha256: str) -> str:
-    if not is_digest(module_sha256):
-        raise ValueError("module_sha256 is 64 lowercase hexadecimal digits")
-    return module_sha256

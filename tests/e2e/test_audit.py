@@ -66,7 +66,7 @@ def test_each_act_has_its_line_and_a_hit_has_none(lean_state_dir: Path, path: Pa
         with pytest.raises(ModuleInvalid):
             client.load(invalid)
         client.quarantined()
-        client.evict(module_sha256=made.header.module_sha256)
+        client.evict(made.header.module_sha256)
         client.release(everything=True)
         client.stats()
         client.capabilities()

@@ -157,7 +157,7 @@ def test_an_evict_takes_from_redis_what_it_names(site: Site) -> None:
     (_, of_one), (_, of_other) = site.stored(one), site.stored(other)
     foreign = {b"other:1": b"a", b"wasmx:2": b"b", b"wasm": b"c"}
     site.server.mset(foreign)
-    gone = site.client.evict(module_sha256=wasm.digest(one), tier="redis")
+    gone = site.client.evict(wasm.digest(one), tier="redis")
     assert (gone.artifacts, gone.modules, list(gone.unreachable_tiers)) == (1, 1, [])
     assert gone.bytes
     assert not site.server.exists(*of_one)
@@ -257,7 +257,7 @@ def test_what_can_never_fit_or_is_not_there_evicts_nothing(client: Client) -> No
         assert found.header.origin == COMPILED
         assert found.header.size_bytes > LIMIT_BYTES
     for gone in (
-        client.evict(module_sha256="0" * 64, tier="memory"),
+        client.evict("0" * 64, tier="memory"),
         client.evict(engine="wasmtime-1.0.0", tier="memory"),
     ):
         assert (gone.artifacts, gone.modules, gone.bytes) == (0, 0, 0)
@@ -265,7 +265,7 @@ def test_what_can_never_fit_or_is_not_there_evicts_nothing(client: Client) -> No
     assert (after.entries, after.bytes) == (before.entries, before.bytes)
     assert after.evictions == before.evictions
     assert {origin(client, module) for module in held} == {MEMORY}
-    gone = client.evict(module_sha256=wasm.digest(held[0]))
+    gone = client.evict(wasm.digest(held[0]))
     assert (gone.artifacts, gone.modules) == (1, 1)
     assert after.bytes - memory(client).bytes == gone.bytes
     missing = client.find_missing(map(wasm.digest, held))

@@ -46,8 +46,8 @@ def forget(daemon: Daemon, *, file: bool = True) -> None:
     """Leave the artifact in Redis alone, or in a file."""
     with daemon.client() as client:
         if file:
-            client.evict(module_sha256=DIGEST, tier="host_store")
-        client.evict(module_sha256=DIGEST, tier="memory")
+            client.evict(DIGEST, tier="host_store")
+        client.evict(DIGEST, tier="memory")
 
 
 def ask(daemon: Daemon, *encodings: str) -> tuple[Any, bytes]:

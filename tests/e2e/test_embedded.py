@@ -21,7 +21,7 @@ from tests.e2e.test_cache import COMPILED, REDIS, settled
 
 def is_stored(client: Client, digest: str) -> bool:
     """Whether the embedded server has what was compiled of a module."""
-    client.evict(module_sha256=digest, tier="memory")
+    client.evict(digest, tier="memory")
     try:
         return client.compile(digest).header.origin == REDIS
     except ModuleNotLoaded:

@@ -188,7 +188,7 @@ class Site:
         found = [file.lstat() for file in folder.iterdir()]
         modes = {(each.st_nlink, each.st_uid, each.st_mode & 0o777) for each in found}
         assert modes == {(1, os.geteuid(), 0o640)}, how
-        client.evict(module_sha256=wasm.digest(module), tier="memory")
+        client.evict(wasm.digest(module), tier="memory")
         again = client.compile(module)
         assert (again.header.origin, again.bytes) == (HOST_STORE, self.good[module].bytes), how
 
@@ -392,7 +392,7 @@ def test_a_store_that_takes_nothing_from_the_start_costs_no_call(
             client.evict(everything=True, tier="memory")
         assert client.compile(wasm.adder(9)).header.origin == COMPILED
         assert client.health() == "SERVING"
-        gone = client.evict(module_sha256=wasm.digest(modules[1]))
+        gone = client.evict(wasm.digest(modules[1]))
         assert list(gone.unreachable_tiers) == (["host_store"] if how == "read-only" else [])
         told = [line for line in daemon.log_lines if "the host store" in line]
         of_each = "a cache write was dropped", "takes none of its size"

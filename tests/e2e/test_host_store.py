@@ -112,7 +112,7 @@ def test_evict_reaches_it(kiln: Daemon) -> None:
         written = int(kiln.metric("tier_stores_total", outcome="ok", tier="host_store"))
         one, two = (client.compile(wasm.adder(tag)).header for tag in (1, 2))
         stored(kiln, written + 2)
-        gone = client.evict(module_sha256=one.module_sha256, tier="host_store")
+        gone = client.evict(one.module_sha256, tier="host_store")
         assert (gone.artifacts, list(gone.unreachable_tiers)) == (1, [])
         header, _ = asked_for_file(kiln, two.module_sha256)
         with Path(header.host_file.path).open("rb") as mapped:

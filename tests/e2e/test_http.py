@@ -240,7 +240,7 @@ def in_every_tier(fleet: tuple[Daemon, Daemon], module: bytes) -> Artifact:
 
 def forget(daemon: Daemon, artifact: Artifact) -> None:
     with daemon.client() as client:
-        client.evict(module_sha256=artifact.header.module_sha256, tier="memory")
+        client.evict(artifact.header.module_sha256, tier="memory")
 
 
 @pytest.fixture(scope="module")
@@ -417,7 +417,7 @@ def test_who_resumes_what_was_made_anew_gets_all_of_it(fleet: tuple[Daemon, Daem
     one = fleet[0]
     with one.client() as client:
         first = client.compile(wasm.many_functions(3_000, tag=16))
-        client.evict(module_sha256=first.header.module_sha256)
+        client.evict(first.header.module_sha256)
     site = Site(one.http)
     gone = site.get(path_of(first), Range="bytes=100-", If_Range=etag_of(first.bytes))
     assert (gone.status, gone.error["reason"]) == (404, "ARTIFACT_NOT_STORED")
@@ -429,7 +429,7 @@ def test_what_no_tier_has_is_looked_for_once(engines: Installed, tmp_path: Path)
     with Daemon(state, HTTP) as daemon, daemon.client() as client:
         for engine, unusual in itertools.product(TWO_ENGINES, ("", DIGEST)):
             made = client.compile(wasm.adder(19), engine=engine)
-            client.evict(module_sha256=made.header.module_sha256)
+            client.evict(made.header.module_sha256)
             usual = made.header.fingerprint
             before = [daemon.metric("tier_lookups_total", tier=tier, **about) for tier in TIERS]
             path = path_of(made).replace(usual, unusual or usual)
@@ -850,7 +850,7 @@ def test_readers_over_tls_are_cut_off_too(lean_state_dir: Path, tmp_path: Path) 
         with daemon.client(tls=tls, token=token) as client, ExitStack() as stack:
             artifact = client.compile(LARGE)
             client.host_file(artifact.header.module_sha256)
-            client.evict(module_sha256=artifact.header.module_sha256, tier="memory")
+            client.evict(artifact.header.module_sha256, tier="memory")
             whole = Site(daemon.http, token, tls=context).get(path_of(artifact))
             assert (whole.body, whole.headers["Wasmkiln-Origin"]) == (artifact.bytes, "host_store")
             before, said = memory_of(daemon.pid), f"Host: x\r\nAuthorization: Bearer {token}\r\n"

@@ -78,7 +78,7 @@ def written(daemon: Daemon) -> None:
 def forget(daemon: Daemon, *tiers: Any) -> None:
     with daemon.client() as client:
         for tier in tiers:
-            client.evict(module_sha256=DIGEST, tier=tier)
+            client.evict(DIGEST, tier=tier)
 
 
 def in_memory(fleet: Fleet) -> Daemon:

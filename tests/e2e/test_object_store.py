@@ -179,7 +179,7 @@ def test_evict_reaches_it_by_module_by_engine_and_as_a_whole(store: Path) -> Non
                 client.compile(module, engine=engine)
         settled(client)
         sizes = sum(path.stat().st_size for path in objects_of(store, ONE))
-        gone = client.evict(module_sha256=wasm.digest(ONE), tier="object_store")
+        gone = client.evict(wasm.digest(ONE), tier="object_store")
         assert (gone.artifacts, gone.modules, gone.bytes) == (2, 1, sizes)
         assert not objects_of(store, ONE)
         gone = client.evict(engine=wasmtime)
@@ -208,7 +208,7 @@ def test_a_mode_bounds_what_a_daemon_does(store: Path, mode: str) -> None:
         settled(client)
         assert bool(objects_of(store, TWO)) is not reads
         assert client.stats().object_store_mode == mode
-        gone = client.evict(module_sha256=wasm.digest(ONE))
+        gone = client.evict(wasm.digest(ONE))
         assert list(gone.unreachable_tiers) == (["object_store"] if reads else [])
         assert bool(objects_of(store, ONE)) is reads
         if reads:
@@ -235,7 +235,7 @@ def test_redis_has_modes_too(store: Path, mode: str) -> None:
             settled(client)
             assert len(objects_of(store, TWO)) == 2
             assert bool(names_of(direct, wasm.digest(TWO))) is (mode == "write-only")
-            gone = client.evict(module_sha256=wasm.digest(ONE))
+            gone = client.evict(wasm.digest(ONE))
             expected = ["redis"] if mode == "read-only" else []
             assert list(gone.unreachable_tiers) == expected
 

@@ -194,7 +194,7 @@ def test_what_is_evicted_is_gone_there_too(site: Site) -> None:
         for engine in TWO_ENGINES:
             stored(client, MODULES[0], MODULES[1], wasm.adder(2), engine=engine)
         client.pin(pinned)
-        client.evict(module_sha256=one)
+        client.evict(one)
         assert not site.store.names(one)
         assert len(site.store.names(two)) == 3
         client.evict(engine=WASMTIME)
@@ -224,7 +224,7 @@ def test_each_namespace_has_its_own_part(site: Site) -> None:
         parts = {name[: name.index("3/")] for name in names}
         assert (len(names), len(parts)) == (6, 3)
         site.flush()
-        a.evict(module_sha256=wasm.digest(MODULES[0]))
+        a.evict(wasm.digest(MODULES[0]))
         assert len(site.store.names(wasm.digest(MODULES[0]))) == 4
 
 

@@ -105,7 +105,7 @@ def test_a_pinned_module_outlives_floods_a_flush_evictions_and_a_restart(
         assert one.metric("pinned_entry_bytes", tier="redis") > 0
 
         with pytest.raises(ModulePinned, match="unpin it first"):
-            client.evict(module_sha256=DIGEST)
+            client.evict(DIGEST)
         assert client.evict(engine="wasmer-1.1.0").pinned == 3
         assert client.evict(everything=True).pinned == 5
         assert everywhere(client)
@@ -135,7 +135,7 @@ def test_a_pinned_module_outlives_floods_a_flush_evictions_and_a_restart(
         assert not client.unpin(DIGEST).removed
         assert not client.pins().pins
         flood(client, 60)
-        assert client.evict(module_sha256=DIGEST).pinned == 0
+        assert client.evict(DIGEST).pinned == 0
     server.close()
 
 

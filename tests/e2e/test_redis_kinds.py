@@ -174,13 +174,13 @@ def check_pins(pair: Pair) -> None:
     assert not one.pin(digest).redis_unreachable
     heard(pair.daemons[1], 1)
     with pytest.raises(ModulePinned):
-        two.evict(module_sha256=digest)
+        two.evict(digest)
     two.evict(everything=True)
     assert two.compile(digest).header.origin != COMPILED
     assert two.unpin(digest).removed
     heard(pair.daemons[0], 0)
     for client in pair.clients:
-        client.evict(module_sha256=digest)
+        client.evict(digest)
     assert missing(one, digest) == [digest]
 
 

@@ -143,7 +143,7 @@ def test_an_eviction_reaches_nothing_of_others(fresh_tenants: House, valkey: str
             client.compile(sha256)
         assert client.compile(module).header.origin == COMPILED
         written_everywhere(client)
-    clients[0].evict(module_sha256=sha256)
+    clients[0].evict(sha256)
     assert clients[1].compile(sha256).header.origin == MEMORY
     with redis.Redis.from_url(valkey) as server:
         left = {name.decode() for name in server.keys(f"*compiled:*{sha256}*")}

@@ -277,7 +277,7 @@ def test_both_answer_every_call_right_under_load(
                 header = client.compile(module).header
                 seen.add((header.module_sha256, header.artifact_sha256))
             if evicting:
-                client.evict(module_sha256=wasm.digest(modules[number]))
+                client.evict(wasm.digest(modules[number]))
             client.evict(everything=True, tier="memory")
         return seen
 

@@ -344,7 +344,7 @@ def test_redis_hits_misses_and_values_that_do_not_verify(
             assert not client.find_missing([wasm.digest(large(1))])
             client.compile(large(1), engine=ENGINE, skip_cache_lookup=True)
             client.load(large(1))
-            client.evict(module_sha256=wasm.digest(large(1)))
+            client.evict(wasm.digest(large(1)))
         written(client, caller, large(2))
         [name] = direct.scan_iter(f"*compiled:*{wasm.digest(large(2))}*")
         stored = direct.get(name)

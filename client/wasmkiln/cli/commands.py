@@ -245,8 +245,7 @@ def evict(session: Session, module: str | None, yes: bool, **scope: Any) -> Exit
         raise click.UsageError("give one of --module, --engine and --all")
     if module is None and not yes:
         raise click.UsageError("--engine and --all need --yes")
-    digest = digest_of(module) if module is not None else None
-    answer = session.call("evict", module_sha256=digest, **scope)
+    answer = session.call("evict", module, **scope)
     gone = f"evicted {answer.artifacts} artifacts, {answer.modules} modules, {size(answer.bytes)}"
     stayed = f"; {answer.pinned} stayed, as they are pinned" if answer.pinned else ""
     session.emit(to_document(answer), gone + stayed)
@@ -297,8 +296,7 @@ def quarantine_release(session: Session, module: str | None, everything: bool) -
     """Allow a module to be compiled again, and forget its failures."""
     if (module is not None) + everything != 1:
         raise click.UsageError("give a module, or --all")
-    digest = digest_of(module) if module is not None else None
-    answer = session.call("release", digest, everything=everything)
+    answer = session.call("release", module, everything=everything)
     session.emit(to_document(answer), f"released {answer.released}")
     return _late(session, answer.redis_unreachable, "others may still refuse; release again later")
 
@@ -344,7 +342,7 @@ def pin_rm(session: Session, sources: tuple[str, ...]) -> Exit:
 
 
 def _each_pin(session: Session, method: str, sources: tuple[str, ...], shown: Any) -> Exit:
-    done = attempt_all(sources, lambda source: session.call(method, digest_of(source)))
+    done = attempt_all(sources, partial(session.call, method))
     late = any(answer.redis_unreachable for answer in results_of(done))
     document, text = shown(results_of(done))
     session.emit({**document, "redis_unreachable": late}, text)

@@ -335,6 +335,9 @@ class FakeDaemon(grpc.GenericRpcHandler):  # type: ignore[misc]
         pin = admin.Pin(module_sha256=request.module_sha256, tiers=tiers)
         return admin.PinResponse(pin=pin, redis_unreachable=bool(self.unreachable_tiers))
 
+    def _releasequarantine(self, _request: Any, _context: Any) -> admin.ReleaseQuarantineResponse:
+        return admin.ReleaseQuarantineResponse(released=1)
+
     def _unpin(self, _request: Any, _context: Any) -> admin.UnpinResponse:
         return admin.UnpinResponse(removed=True, redis_unreachable=bool(self.unreachable_tiers))
 

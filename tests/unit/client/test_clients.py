@@ -55,7 +55,7 @@ def test_what_a_call_is_about_and_how_urgent_it_is_stands_in_its_metadata(
     client.load(WASM)
     for call in (client.pin, client.unpin):
         call(OTHER)
-    client.evict(module_sha256=OTHER)
+    client.evict(OTHER)
     assert daemon.routes == [DIGEST] * 5 + [OTHER] * 3
     client.stats()
     client.evict(everything=True)
@@ -186,11 +186,31 @@ def test_find_missing_keeps_order_and_splits_what_is_too_much(
 
 
 def test_evict_names_one_scope(daemon: FakeDaemon, client: Any) -> None:
-    assert client.evict(module_sha256=DIGEST).artifacts == 2
+    assert client.evict(DIGEST).artifacts == 2
     client.evict(engine="wasmer-1.1.0", tier="redis")
     client.evict(everything=True, tier="memory")
     scopes = [(r.WhichOneof("scope"), r.tier) for r in daemon.requests("Evict")]
     assert scopes == [("module_sha256", 0), ("engine", 2), ("all", 1)]
+
+
+@pytest.mark.parametrize("method", ["evict", "pin", "unpin", "release"])
+def test_calls_of_operators_take_files_bytes_and_digests(
+    daemon: FakeDaemon, client: Any, tmp_path: Path, method: str
+) -> None:
+    path = tmp_path / "m.wasm"
+    path.write_bytes(WASM)
+    call = getattr(client, method)
+    for source in (path, str(path), WASM, bytearray(WASM), DIGEST):
+        call(source)
+        call(module=source)
+    call(module_sha256=DIGEST)  # as before
+    assert [request.module_sha256 for _, request in daemon.calls] == [DIGEST] * 11
+    for source, kind in ((tmp_path / "none.wasm", FileNotFoundError), (7, TypeError)):
+        with pytest.raises(kind):
+            call(source)
+    with pytest.raises(ValueError, match="64 lowercase"):
+        call(module_sha256=str(path))
+    assert len(daemon.calls) == 11
 
 
 @pytest.mark.parametrize(
