@@ -63,7 +63,8 @@ def test_an_origin_has_a_name_and_the_number_of_the_contract() -> None:
     )
     artifact = make(origin=types.ORIGIN_HOST_STORE)
     assert artifact.origin is Origin.HOST_STORE
-    assert artifact.origin == artifact.header.origin == types.ORIGIN_HOST_STORE == 5
+    number: int = types.ORIGIN_HOST_STORE
+    assert artifact.origin == number == 5
     # Of a newer daemon: still a number, and no failure.
     newer = make(origin=77).origin
     assert (newer, newer.name, isinstance(newer, Origin)) == (77, "ORIGIN_77", True)

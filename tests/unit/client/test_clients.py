@@ -205,9 +205,9 @@ def test_calls_of_operators_take_files_bytes_and_digests(
         call(module=source)
     call(module_sha256=DIGEST)  # as before
     assert [request.module_sha256 for _, request in daemon.calls] == [DIGEST] * 11
-    for source, kind in ((tmp_path / "none.wasm", FileNotFoundError), (7, TypeError)):
+    for wrong, kind in ((tmp_path / "none.wasm", FileNotFoundError), (7, TypeError)):
         with pytest.raises(kind):
-            call(source)
+            call(wrong)
     with pytest.raises(ValueError, match="64 lowercase"):
         call(module_sha256=str(path))
     assert len(daemon.calls) == 11
