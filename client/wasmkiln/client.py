@@ -95,11 +95,6 @@ class method(Generic[P, T]):  # noqa: N801
     def __init__(self, flow: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> None:
         @wraps(flow)
         def run(client: Any, *arguments: P.args, **options: P.kwargs) -> Any:
-            digest: Any = options.pop("module_sha256", None)  # its name until 0.7
-            if digest is not None:
-                if not is_digest(digest):
-                    raise ValueError("module_sha256 is 64 lowercase hexadecimal digits")
-                options["module"] = digest
             return client._run(flow(client, *arguments, **options))
 
         self._run: Any = run
@@ -411,9 +406,11 @@ class Methods(ABC):
         module: Source | None = None,
         *,
         engine: str | None = None,
-        everything: bool = False,
+        all: bool = False,  # noqa: A002 - the contract's name
         tier: Literal["memory", "host_store", "redis", "object_store"] | None = None,
         timeout_s: float | None = None,
+        module_sha256: str | None = None,
+        everything: bool = False,
     ) -> admin.EvictResponse:
         """Remove the artifacts of a module, of an engine, or all, from one tier or from every one.
 
@@ -421,7 +418,7 @@ class Methods(ABC):
         a pinned module, raise ModulePinned. Raise OSError when the path cannot be read, and
         ValueError unless exactly one of the three scopes is given.
         """
-        scope = await self._scope(module, engine=engine, everything=everything)
+        scope = await self._scope(module, module_sha256, engine=engine, all=all or everything)
         request = admin.EvictRequest(tier=f"TIER_{(tier or 'unspecified').upper()}", **scope)
         return await self._ask(request, admin.EvictResponse, timeout_s)
 
@@ -437,35 +434,49 @@ class Methods(ABC):
         self,
         module: Source | None = None,
         *,
-        everything: bool = False,
+        all: bool = False,  # noqa: A002 - the contract's name
         timeout_s: float | None = None,
+        module_sha256: str | None = None,
+        everything: bool = False,
     ) -> admin.ReleaseQuarantineResponse:
         """Release one module, or every one, from quarantine, and forget its failures.
 
         `module` is a path, bytes or a digest. Raise OSError when the path cannot be read, and
         ValueError unless exactly one scope is given.
         """
-        scope = await self._scope(module, everything=everything)
+        scope = await self._scope(module, module_sha256, all=all or everything)
         request = admin.ReleaseQuarantineRequest(**scope)
         return await self._ask(request, admin.ReleaseQuarantineResponse, timeout_s)
 
     @method
-    async def pin(self, module: Source, *, timeout_s: float | None = None) -> admin.PinResponse:
+    async def pin(
+        self,
+        module: Source | None = None,
+        *,
+        timeout_s: float | None = None,
+        module_sha256: str | None = None,
+    ) -> admin.PinResponse:
         """Keep a module and all of its artifacts, now and later, whatever else needs room.
 
         `module` is a path, bytes or a digest. Raise ModuleNotLoaded if no tier knows the module,
         PinsFull if there are too many pins, and OSError when the path cannot be read.
         """
-        request = admin.PinRequest(**await self._scope(module))
+        request = admin.PinRequest(**await self._scope(module, module_sha256))
         return await self._ask(request, admin.PinResponse, timeout_s)
 
     @method
-    async def unpin(self, module: Source, *, timeout_s: float | None = None) -> admin.UnpinResponse:
+    async def unpin(
+        self,
+        module: Source | None = None,
+        *,
+        timeout_s: float | None = None,
+        module_sha256: str | None = None,
+    ) -> admin.UnpinResponse:
         """Unpin a module: its entries live as long as others from now on.
 
         `module` is a path, bytes or a digest. Raise OSError when the path cannot be read.
         """
-        request = admin.UnpinRequest(**await self._scope(module))
+        request = admin.UnpinRequest(**await self._scope(module, module_sha256))
         return await self._ask(request, admin.UnpinResponse, timeout_s)
 
     @method
@@ -508,15 +519,22 @@ class Methods(ABC):
     def _deadline(self, timeout_s: float | None) -> rpc.Deadline:
         return rpc.Deadline(self._timeout_s if timeout_s is None else choose_timeout_s(timeout_s))
 
-    async def _scope(self, module: Source | None, **others: Any) -> dict[str, Any]:
-        """Return the field that says what a call is about. Raise ValueError unless it is one."""
-        given = {"module": module, **others}
+    async def _scope(
+        self, module: Source | None, module_sha256: str | None, **others: Any
+    ) -> dict[str, Any]:
+        """Return the field that says what a call is about. Raise ValueError unless it is one.
+
+        `module_sha256` and `everything` are what `module` and `all` were called until 0.7.
+        """
+        if module_sha256 is not None and not is_digest(module_sha256):
+            raise ValueError("module_sha256 is 64 lowercase hexadecimal digits")
+        given = {"module": module or module_sha256, **others}
         scope = {name: value for name, value in given.items() if value}
         if len(scope) != 1:
             raise ValueError(f"give exactly one of {', '.join(given)}")
-        if module:
-            return {"module_sha256": (await self._away(partial(identify, module)))[0]}
-        return {"all": True} if "everything" in scope else scope
+        if source := scope.get("module"):
+            return {"module_sha256": (await self._away(partial(identify, source)))[0]}
+        return scope
 
     async def _ask(
         self,

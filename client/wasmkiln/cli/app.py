@@ -188,9 +188,14 @@ def _dumps(document: Any) -> str:
 
 
 _COMMANDS = [
-    *("compile", "drain", "engines", "evict", "find-missing", "health", "load", "path", "pin"),
-    *("quarantine", "stats", "verify", "warm", "whoami"),
+    *("capabilities", "compile", "drain", "evict", "find-missing", "health", "host-file", "load"),
+    *("pin", "quarantine", "stats", "verify", "warm", "whoami"),
 ]
+
+
+# What commands and options were called until 0.7. These names still work, and no help shows them.
+_OLD = {"engines": "capabilities", "path": "host-file"}
+_OLD |= {"fast": "accept-fast", "no-cache": "skip-cache-lookup"}
 
 
 class _Program(click.Group):
@@ -253,6 +258,9 @@ app = click.version_option(package_name="wasmkiln", prog_name="wasmkiln")(
         params=EVERYWHERE[:],
         help="Compile WebAssembly modules once, in a wasmkiln daemon, and load them everywhere.",
         epilog=_EPILOG,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={
+            "help_option_names": ["-h", "--help"],
+            "token_normalize_func": lambda name: _OLD.get(name, name),
+        },
     )
 )

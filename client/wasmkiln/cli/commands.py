@@ -60,8 +60,8 @@ sources FILE|SHA256...
                                 [default: $WASMKILN_COMPRESSION, else only from another machine]
 --into FILE                    Get code for the engine that compiled this, say an empty module as
                                 .cwasm: the daemon chooses engine, target, cpu and settings.
---no-cache skip_cache_lookup    Compile even when a tier holds the artifact.
---fast accept_fast              Take an artifact of the engine's fast compiler if the optimised one
+--skip-cache-lookup            Compile even when a tier holds the artifact.
+--accept-fast                  Take an artifact of the engine's fast compiler if the optimised one
                                 is not there yet; the daemon then compiles that behind.
 """,
     *ARTIFACT,
@@ -100,10 +100,10 @@ def _shown_by(file: str) -> bytes:
 
 
 @command("source FILE|SHA256", *ARTIFACT)
-def path(session: Session, source: str, **chosen: Any) -> None:
+def host_file(session: Session, source: str, **chosen: Any) -> None:
     """Print where the artifact lies in this machine's host store; compile it if need be.
 
-    For programs that load a file: wasmtime run --allow-precompiled "$(wasmkiln path m.wasm
+    For programs that load a file: wasmtime run --allow-precompiled "$(wasmkiln host-file m.wasm
     --engine wasmtime)". Without a daemon it finds what is there already.
     """
     found = str(session.call("host_file", source, **chosen))
@@ -144,7 +144,7 @@ def find_missing(
 --isolation  List what confines the engines' jobs instead.
 --of FILE    Show what the engine needs that compiled this .cwasm, and whether the daemon has it.
 """)
-def engines(session: Session, settings: bool, isolation: bool, of: str | None) -> None:
+def capabilities(session: Session, settings: bool, isolation: bool, of: str | None) -> None:
     """Show the daemon's engines, targets, cpus, settings and limits."""
     if of is not None:
         from wasmkiln.loading import EMPTY
@@ -233,7 +233,7 @@ def whoami(session: Session) -> None:
     """
 --module FILE|SHA256      A module and all of its artifacts.
 --engine ENGINE           Every artifact of one engine version.
---all everything          Everything.
+--all                     Everything.
 --tier TIER               This tier only.  [default: all tiers]
 --yes                     Yes, of more than one module.
 """,
@@ -241,7 +241,7 @@ def whoami(session: Session) -> None:
 )
 def evict(session: Session, module: str | None, yes: bool, **scope: Any) -> Exit:
     """Remove artifacts from the caches: of a module, of an engine, or all."""
-    if (module is not None) + (scope["engine"] is not None) + scope["everything"] != 1:
+    if (module is not None) + (scope["engine"] is not None) + scope["all"] != 1:
         raise click.UsageError("give one of --module, --engine and --all")
     if module is None and not yes:
         raise click.UsageError("--engine and --all need --yes")
@@ -288,15 +288,15 @@ def quarantine_ls(session: Session) -> None:
 @command(
     """
 module [FILE|SHA256]
---all everything  Every module.
+--all  Every module.
 """,
     of=quarantine,
 )
-def quarantine_release(session: Session, module: str | None, everything: bool) -> Exit:
+def quarantine_release(session: Session, module: str | None, **scope: Any) -> Exit:
     """Allow a module to be compiled again, and forget its failures."""
-    if (module is not None) + everything != 1:
+    if (module is not None) + scope["all"] != 1:
         raise click.UsageError("give a module, or --all")
-    answer = session.call("release", module, everything=everything)
+    answer = session.call("release", module, **scope)
     session.emit(to_document(answer), f"released {answer.released}")
     return _late(session, answer.redis_unreachable, "others may still refuse; release again later")
 

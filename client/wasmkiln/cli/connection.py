@@ -131,7 +131,8 @@ ARTIFACT = parameters(
 --engine ENGINE           Engine, e.g. wasmtime or wasmer-1.1.0.
 --target TRIPLE           Target, e.g. x86_64-unknown-linux-gnu.
 --cpu LEVEL               CPU level, e.g. x86-64-v3 or baseline.
---set settings NAME=VALUE...  A setting; repeat for more. `wasmkiln engines --settings` lists them.
+--set settings NAME=VALUE...  A setting; repeat for more. `wasmkiln capabilities --settings` lists
+                          them.
 """,
     settings={"callback": lambda _, __, pairs: dict(pairs)},
 )

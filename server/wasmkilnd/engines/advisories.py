@@ -112,7 +112,7 @@ class Advisories:
                     "engine has a known vulnerability",
                     engine=engine.id,
                     advisories=[row.id for row in found],
-                    advice="`wasmkiln engines` says what they are, and which releases lack them",
+                    advice="`wasmkiln capabilities` tells which, and what releases lack them",
                 )
 
 

@@ -370,3 +370,28 @@ def test_streams_that_are_closed_or_full(run: Run, daemon: FakeDaemon, redirecte
         shown, errors = running.communicate(timeout=60)
     assert (running.returncode, errors) == (code, says)
     assert ("error" in shown) is False
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("engines --json", "capabilities --json"),
+        ("engines --settings", "capabilities --settings"),
+        ("path a.wasm --engine wasmtime", "host-file a.wasm --engine wasmtime"),
+        ("compile a.wasm --no-cache --fast", "compile a.wasm --skip-cache-lookup --accept-fast"),
+    ],
+)
+def test_old_names_still_work_and_no_help_shows_them(
+    run: Run, daemon: FakeDaemon, old: str, new: str
+) -> None:
+    run("load", "a.wasm")
+    shown = []
+    for words in (old, new):
+        result = run(*words.split())
+        asked = daemon.calls.pop()
+        taken = re.sub(r"\d+(\.\d+)? +m?s|[ ─]+", " ", result.stdout)
+        shown.append((result.exit_code, taken, result.stderr, asked))
+    assert shown[0] == shown[1]
+    helps = run("--help").stdout + run(new.split()[0], "--help").stdout
+    gone = set(old.split()) - set(new.split())
+    assert not [name for name in gone if re.search(rf"^ *{name} ", helps, re.MULTILINE)]

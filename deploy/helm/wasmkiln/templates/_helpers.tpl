@@ -147,7 +147,7 @@ follows them. Their own templates are for Prometheus and Grafana: nothing here e
 {{- fail "\ncannot use two Redis URLs: set redis.url or redis.existingSecret, not both" -}}
 {{- end -}}
 {{- if and .Release.IsUpgrade (gt (int .Values.replicas) 1) (not .Values.settings.default_engine) -}}
-{{- fail "\ncannot upgrade several daemons without settings.default_engine: a new one would choose wasmtime for callers who name no engine, where those of 0.6.0 chose wasmer; set it to what they use (wasmkiln engines marks it)" -}}
+{{- fail "\ncannot upgrade several daemons without settings.default_engine: a new one would choose wasmtime for callers who name no engine, where those of 0.6.0 chose wasmer; set it to what they use (wasmkiln capabilities marks it)" -}}
 {{- end -}}
 {{- if and $tier (gt (int .Values.replicas) 1) (not .Values.signingKey.existingSecret) -}}
 {{- fail (printf "\ncannot share %s between %d daemons that sign with keys of their own: each would reject what the others stored; make one key (wasmkilnd keys generate --print), put it into a Secret, and name that in signingKey.existingSecret" $tier (int .Values.replicas)) -}}
