@@ -149,8 +149,6 @@ class Methods(ABC):
         self._store = HostStore(host_store_dir, self._access.namespace, check_files, keys)
         self._loaded = LoadedModules()
         self._no_files_until_s = 0.0
-        # Called with a sentence when a call is about to be tried again for the first time.
-        self._tell: Callable[[str], None] = _log.info
 
     @property
     def address(self) -> str:
@@ -568,15 +566,17 @@ class Methods(ABC):
         access = self._access
         call: Any = {"metadata": metadata + access.metadata() + rpc.traced()}
         call["timeout"] = deadline.remaining_s()  # with no time left, grpc fails at once
+        start_s, path = time.monotonic(), path or _path_of(type(request))  # type: ignore[arg-type]
         try:
             if callable(request):
                 await self._send_in_pieces(path, request, sink, **call)
             else:
-                wire = request.SerializeToString()
-                await self._send(path or _path_of(type(request)), wire, sink, **call)
+                await self._send(path, request.SerializeToString(), sink, **call)
+            _log.debug("%s took %.3f s", path, time.monotonic() - start_s)
             return sink
         except grpc.RpcError as failure:
             error = rpc.error_from_rpc(failure, access.address, deadline.timeout_s)
+        _log.debug("%s failed after %.3f s: %s", path, time.monotonic() - start_s, error)
         # Outside of the except block: otherwise the error would keep the RpcError alive.
         raise error
 
@@ -596,6 +596,7 @@ class Methods(ABC):
         attempt = moved_bytes = 0
         away: errors.WasmkilnError | None = None
         most = min(max_attempts or sys.maxsize, self._max_attempts or sys.maxsize)
+        told = most < sys.maxsize  # soon over
         while True:
             attempt += 1
             try:
@@ -612,8 +613,9 @@ class Methods(ABC):
                 if isinstance(error, errors.ConnectionFailed):
                     error = await self._away(partial(explained, error, self._access, left_s))
                 raise error
-            if attempt == 1 and most == sys.maxsize:
-                self._tell(f"{error}; trying again for up to {left_s:.0f} s")
+            if not told:  # once, however often it fails
+                told, what = True, (self.address, error.reason or error.code.name, left_s)
+                _log.info("no answer yet from %s (%s): trying again for up to %.0f s", *what)
             away = error if isinstance(error, errors.ConnectionFailed) else None
             await self._pause(pause_s)
 
@@ -673,7 +675,10 @@ class Methods(ABC):
             request.module = wasm or b""
             return await ask()
 
-        return await self._again(once, deadline, max_attempts, upload, artifact)
+        found = await self._again(once, deadline, max_attempts, upload, artifact)
+        told = found.origin.name.lower(), upload.moved_bytes, artifact.moved_bytes
+        _log.debug("artifact from %s: %d bytes sent in pieces, %d received", *told)
+        return found
 
     async def _upload(
         self, upload: Upload, deadline: rpc.Deadline, about: Metadata

@@ -17,6 +17,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from enum import IntEnum
 from importlib import import_module
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wasmkiln.cli.connection import EVERYWHERE, usage
+from wasmkiln.cli.connection import EVERYWHERE, fill, parameters, usage
 from wasmkiln.cli.text import Printable, one_line, seconds
 
 if TYPE_CHECKING:
@@ -84,18 +85,26 @@ class Session(dict[str, Any]):
         """Return a client for the options. Raise click.UsageError for invalid ones."""
         from wasmkiln import TLS, Client
 
+        self._tell()
         files = [self.get(name, "") for name in ("ca_file", "cert_file", "key_file", "server_name")]
         for name in ("address", "profile", "token_file", "namespace", "timeout_s", "tls"):
             more[name] = self.get(name)
         with usage():
-            made = Client(**more | ({"tls": TLS(*files)} if any(files) else {}))
-        made._tell = self._note_waiting
-        return made
+            return Client(**more | ({"tls": TLS(*files)} if any(files) else {}))
 
-    def _note_waiting(self, sentence: str) -> None:
-        """Tell once why this run takes longer: a person may want to end it."""
-        if self.setdefault("waiting", sentence) is sentence:
-            self.note(f"waiting: {sentence}")
+    def _tell(self) -> None:
+        """Write to stderr what the client logs: that it tries again; with -v, all that it does."""
+        import logging  # which few commands need
+
+        class Told(logging.Handler):
+            def emit(_, record: logging.LogRecord) -> None:  # noqa: N805
+                ends = " (Ctrl-C ends it)" if record.levelname == "INFO" else ""
+                self.note(record.getMessage() + ends)
+
+        quiet = logging.CRITICAL if self.get("version") else logging.INFO
+        told, log = Told(), logging.getLogger("wasmkiln")
+        log.handlers[:], log.propagate = [told], False
+        log.setLevel(logging.DEBUG if self.get("verbose") else quiet)
 
     def call(self, method: str, *arguments: Any, **more: Any) -> Any:
         """Return the daemon's answer to one call."""
@@ -103,12 +112,17 @@ class Session(dict[str, Any]):
             return getattr(client, method)(*arguments, **more)
 
     def emit(self, document: Any, *texts: str) -> None:
-        """Write a result to stdout: the document with --json, else sentences and tables."""
+        """Write a result: the document with --json, else sentences and tables.
+
+        It goes to stdout, unless an artifact does.
+        """
+        to_stderr = self.get("stdout_is_taken", False)
         if self.get("as_json"):
-            click.echo(_dumps(document))
+            click.echo(_dumps(document), err=to_stderr)
             return
         for text in filter(None, texts):
-            click.echo(os.fsencode(text) if isinstance(text, Printable) else one_line(text))
+            shown = os.fsencode(text) if isinstance(text, Printable) else one_line(text)
+            click.echo(shown, err=to_stderr)
 
     def note(self, sentence: str) -> None:
         """Write a sentence to stderr."""
@@ -193,6 +207,8 @@ _COMMANDS = [
 ]
 
 
+# With the import of grpc, within a second.
+_VERSION_S = 0.5
 # What commands and options were called until 0.7. These names still work, and no help shows them.
 _OLD = {"engines": "capabilities", "path": "host-file"}
 _OLD |= {"fast": "accept-fast", "no-cache": "skip-cache-lookup"}
@@ -222,7 +238,8 @@ class _Program(click.Group):
         """Run the command; exit with its code or that of its failure."""
         session: Session = ctx.obj
         try:
-            code: int = super().invoke(ctx) or Exit.OK
+            wants_version = session.get("version")
+            code: int = (_version(session) if wants_version else super().invoke(ctx)) or Exit.OK
         except click.exceptions.Exit:
             raise
         except click.ClickException as error:
@@ -252,15 +269,29 @@ class _Program(click.Group):
         raise click.exceptions.Exit(code)
 
 
-app = click.version_option(package_name="wasmkiln", prog_name="wasmkiln")(
-    _Program(
-        "wasmkiln",
-        params=EVERYWHERE[:],
-        help="Compile WebAssembly modules once, in a wasmkiln daemon, and load them everywhere.",
-        epilog=_EPILOG,
-        context_settings={
-            "help_option_names": ["-h", "--help"],
-            "token_normalize_func": lambda name: _OLD.get(name, name),
-        },
-    )
+def _version(session: Session) -> Exit:
+    """Show the version of the client, and of a daemon that tells its own at once."""
+    from wasmkiln import __version__
+
+    daemon = ""
+    with suppress(Exception), session.client() as client:  # whatever is wrong on the way there
+        told = client.capabilities(timeout_s=_VERSION_S).version
+        daemon = f"; the daemon at {client.address}, version {told}"
+    click.echo(one_line(f"wasmkiln, version {__version__}{daemon}"))
+    return Exit.OK
+
+
+app = _Program(
+    "wasmkiln",
+    params=EVERYWHERE
+    + parameters(
+        "--version  Show the version of this command, and of a daemon that answers within 1 s.",
+        {"expose_value": False, "callback": fill, "default": None},
+    ),
+    help="Compile WebAssembly modules once, in a wasmkiln daemon, and load them everywhere.",
+    epilog=_EPILOG,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda name: _OLD.get(name, name),
+    },
 )

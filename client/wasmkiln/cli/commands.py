@@ -53,7 +53,8 @@ def load(session: Session, files: tuple[str, ...], engine: str | None) -> Exit:
 sources FILE|SHA256...
 -o --output PATH  Where to write: a file for one module, or a folder, where each artifact becomes
                   NAME.ENGINE.cwasm. The header goes beside it as .json, the attestation as
-                  .dsse.json. Without -o nothing is written.
+                  .dsse.json. - is standard output, for one module, without header and table.
+                  Without -o nothing is written.
 --max-artifact-bytes SIZE       Refuse an artifact above this size, such as 512MiB.
                                 [default: $WASMKILN_MAX_ARTIFACT_BYTES, else 1GiB]
 --compression/--no-compression  Whether the daemon may send compressed artifacts.
@@ -72,7 +73,7 @@ def compile(  # noqa: A001 - the command's name
     """Get the artifacts of modules; upload modules that the daemon does not have."""
     from wasmkiln.cli.place import Place
 
-    chosen["omit_artifact"] = output is None
+    chosen["omit_artifact"], session["stdout_is_taken"] = output is None, output == "-"
     if chosen["into"] is not None:
         chosen["into"] = _shown_by(chosen["into"])
     place = Place(output, sources)

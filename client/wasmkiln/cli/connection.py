@@ -98,7 +98,7 @@ def parameters(
     return found
 
 
-def _fill(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+def fill(context: click.Context, parameter: click.Parameter, value: Any) -> None:
     """Put an option's value into the session; what stands after the command's name wins."""
     if value is not None and parameter.name:
         context.obj[parameter.name] = value
@@ -122,9 +122,10 @@ EVERYWHERE = parameters(
 --namespace NAME          The caller's namespace, to find files of the host store.
 --timeout timeout_s SECONDS  Time limit of each call.  [default: $WASMKILN_TIMEOUT_S, else 60]
 --json as_json            Print one JSON document on stdout instead of tables.
+-v --verbose              Tell on stderr what the client does: tries, tiers, bytes, time.
 --debug                   Show the traceback of a defect of this command.
 """,
-    {"expose_value": False, "callback": _fill, "default": None},
+    {"expose_value": False, "callback": fill, "default": None},
 )
 ARTIFACT = parameters(
     """

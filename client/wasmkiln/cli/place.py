@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,14 +34,21 @@ class Place:
     """
 
     def __init__(self, output: str | None, sources: tuple[str, ...]) -> None:
-        self._output = path = Path(output) if output else None
+        self._to_stdout = output == "-"
+        self._output = path = Path(output) if output and not self._to_stdout else None
         self._sources = sources
         self._folder = path is not None and (len(sources) > 1 or path.is_dir())
         self._written: set[str] = set()
+        if self._to_stdout and len(sources) > 1:
+            raise click.UsageError(
+                "standard output takes one artifact: give one module, or a folder"
+            )
+        if self._to_stdout and sys.stdout.isatty():
+            raise click.UsageError(
+                "an artifact is no text for a terminal: redirect it, or give -o a file"
+            )
         if path is None:
             return
-        if output == "-":
-            raise click.UsageError("-o takes a file or a folder, not standard output")
         if not self._folder:
             if path.exists() and not path.is_file():
                 raise click.UsageError(f"{path} is no regular file: no header can stand beside it")
@@ -63,6 +71,9 @@ class Place:
         Raise OSError, also when the daemon's answer leads to the name of an input or of another
         result, or to none.
         """
+        if self._to_stdout:
+            sys.stdout.buffer.write(artifact.bytes)
+            return "-"
         if self._output is None or not self._folder:
             return str(artifact.save(self._output)) if self._output else None
         path = self._output / file_name(source, artifact.header)

@@ -18,6 +18,7 @@ from typing import Any
 import click
 import grpc
 import pytest
+import wasmkiln
 from click.testing import CliRunner, Result
 from grpc_health.v1 import health_pb2
 from wasmkiln import Artifact
@@ -395,3 +396,61 @@ def test_old_names_still_work_and_no_help_shows_them(
     helps = run("--help").stdout + run(new.split()[0], "--help").stdout
     gone = set(old.split()) - set(new.split())
     assert not [name for name in gone if re.search(rf"^ *{name} ", helps, re.MULTILINE)]
+
+
+def test_an_artifact_goes_to_standard_output_and_the_table_to_the_other(
+    run: Run, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    result = run("compile", "a.wasm", "-o", "-")
+    assert (result.exit_code, result.stdout_bytes) == (0, daemon.artifact)
+    assert "saved to" in result.stderr
+    result = run("compile", "a.wasm", "-o", "-", "--json")
+    assert result.stdout_bytes == daemon.artifact
+    assert json.loads(result.stderr)["artifacts"][0]["saved_to"] == "-"
+    assert {each.name for each in tmp_path.iterdir()} == {"a.wasm", "b.wasm", "c.wasm"}
+    # A terminal gets a sentence instead.
+    master, terminal = os.openpty()
+    words = [sys.executable, "-m", "wasmkiln.cli", "compile", "a.wasm", "-o", "-"]
+    words[1:3] = ["-c", "from wasmkiln.cli import main; main()"]
+    done = subprocess.run(words, stdout=terminal, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(terminal)
+    os.close(master)
+    assert done.returncode == Exit.USAGE
+    assert "an artifact is no text for a terminal: redirect it" in done.stderr
+
+
+def test_the_version_of_a_daemon_stands_beside_that_of_the_client(
+    run: Run, daemon: FakeDaemon
+) -> None:
+    ours = re.escape(wasmkiln.__version__)
+    told = run("--version")
+    daemons = rf"; the daemon at {re.escape(daemon.address)}, version 9\.9\.9"
+    assert re.fullmatch(rf"wasmkiln, version {ours}{daemons}\n", told.stdout)
+    # Whatever is wrong with the daemon or the way there: it refuses, hangs, or is not there.
+    daemon.refuse(*[Refusal(grpc.StatusCode.INTERNAL)] * 3)
+    alone = [run("--version")]
+    daemon.hang.clear()
+    alone.append(run("--version"))
+    daemon.hang.set()
+    for wrong in (["--address", "127.0.0.1:1"], ["--profile", "none"], ["--address", ":::"]):
+        alone += [run(*wrong, "--version"), run("--version", *wrong)]
+    for result in alone:
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert re.fullmatch(rf"wasmkiln, version {ours}\n", result.stdout)
+
+
+def test_verbose_tells_what_the_client_does(run: Run, daemon: FakeDaemon) -> None:
+    assert run("compile", "a.wasm").stderr == ""
+    result = run("compile", "b.wasm", "-v", "-o", "out")
+    for text in (r"ModuleService/Compile took \d", "artifact from compiled: ", "12000 received"):
+        assert re.search(text, result.stderr), result.stderr
+    assert "failed after" in result.stderr  # the daemon did not have the module
+    assert run("compile", "a.wasm").stderr == ""
+
+
+def test_the_first_failure_that_is_tried_again_is_told_once(run: Run, daemon: FakeDaemon) -> None:
+    daemon.refuse(*[Refusal(grpc.StatusCode.UNAVAILABLE)] * 2)
+    result = run("compile", "a.wasm")
+    assert result.exit_code == 0
+    told = r"no answer yet from \S+ \(\w+\): trying again for up to 10 s \(Ctrl-C ends it\)\n"
+    assert re.fullmatch(told, result.stderr), result.stderr

@@ -285,7 +285,7 @@ def test_a_link_that_leads_elsewhere_is_replaced(run: Run) -> None:
 
 def test_what_stands_there_and_is_no_file_is_refused(run: Run) -> None:
     os.mkfifo("pipe")
-    for words in (["-o", "pipe"], ["-o", "-"], ["n.wasm", "-o", "m.wasm"]):
+    for words in (["-o", "pipe"], ["n.wasm", "-o", "-"], ["n.wasm", "-o", "m.wasm"]):
         assert run("compile", "m.wasm", *words).exit_code == Exit.USAGE
     assert not Path("pipe.json").exists()
     os.mkfifo("out/m.wasmtime-50.0.1.cwasm.json")
