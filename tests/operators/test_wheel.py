@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import importlib.metadata
 import itertools
 import os
 import re
@@ -10,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +30,10 @@ UV = find_uv_bin()
 DATE = "1700000000"
 # Some hundred packages are fetched and unpacked.
 pytestmark = pytest.mark.timeout(900)
+# It adds two numbers.
+ADD = base64.b64decode("AGFzbQEAAAABBwFgAn9/AX8DAgEABwcBA2FkZAAACgkBBwAgACABags=")
 EMPTY = b"\0asm\x01\0\0\0"
+_PROGRAM = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 WHO = itertools.product(("AUTHOR", "COMMITTER"), ("NAME", "EMAIL"))
 GIT = {f"GIT_{who}_{what}": "t@example.org" for who, what in WHO}
 
@@ -43,6 +49,15 @@ def _oldest_python() -> str:
 
 
 PYTHON = _oldest_python()
+
+
+def _is_here(version: str) -> bool:
+    words = [UV, "python", "find", "--quiet", "--no-python-downloads", version]
+    return subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+
+# Of those that the client supports with wasmtime; a machine has some of them.
+PYTHONS = [version for version in ("3.11", "3.12", "3.13", "3.14") if _is_here(version)]
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +118,39 @@ def test_the_wheel_works_outside_of_the_tree(installed: Path, tmp_path: Path) ->
     state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
     with Daemon(state, command=[str(installed / "wasmkilnd")]) as daemon:
         _compile(installed / "wasmkiln", daemon, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon of this tree, for clients of the wheel."""
+    installed_engines()
+    state = fresh_state(tmp_path_factory.mktemp("served") / "state", engines=("wasmtime-50.0.1",))
+    with Daemon(state) as served:
+        yield served
+
+
+@pytest.mark.parametrize("version", PYTHONS)
+def test_the_first_program_runs_as_printed(
+    dist: Path, daemon: Daemon, tmp_path: Path, version: str
+) -> None:
+    """That of the README and that of the five minutes, with the wheel and an engine alone."""
+    python = tmp_path / "venv" / "bin" / "python"
+    _run(UV, "venv", "--quiet", "--python", version, str(tmp_path / "venv"))
+    [wheel] = dist.glob("*.whl")
+    install = ("pip", "install", "--quiet", "--python", str(python))
+    _run(UV, *install, str(wheel), f"wasmtime=={importlib.metadata.version('wasmtime')}")
+    printed = []
+    for page in ("README.md", "docs/start/five-minutes.md"):
+        [program] = re.findall(
+            r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL
+        )
+        (tmp_path / "run.py").write_text(program)
+        [name] = re.findall(r'kiln\.module\("(.*?)"', program)
+        (tmp_path / name).write_bytes(ADD)
+        environ = {"WASMKILN_ADDRESS": daemon.address}
+        printed.append(_run(python, "run.py", cwd=tmp_path, **environ))
+    assert printed == ["", "5"]
+    assert version in _run(python, "--version")
 
 
 def test_one_command_serves_from_nothing(dist: Path, tmp_path: Path) -> None:
