@@ -23,6 +23,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import stat
@@ -47,7 +48,7 @@ from wasmkilnd import errors, model, wire
 from wasmkilnd.cache.value import ValueRejected, unpacked_frames
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.files import ownership
-from wasmkilnd.files.threads import DISK, Threads
+from wasmkilnd.files.threads import DISK, Jobs, Threads, finished
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, HostFile, Kind, TierUsage
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.signing.sealer import Sealer
@@ -68,7 +69,7 @@ _BLOCK_BYTES = 4096
 _MAX_TEXT_BYTES = 8 * 1024 * 1024
 _ASIDE = "aside"  # What is on its way in or out. 0.6.0 deletes what it does not know in tmp/.
 _NO_WRITES_S, _TIDY_EVERY_S = 10.0, 5.0
-_PATIENCE_S = 2.0  # How long a disk may delay the start, a reload or the end of the daemon.
+_PATIENCE_S = 2.0  # How long a disk may delay the start or a reload.
 _LEAST_BYTES_PER_S = 32 * 1024 * 1024  # A slow disk: reading much may take longer than wait_s.
 _PIECE_S = 10.0  # How long a caller who has a part of an artifact waits for the next frame.
 _REMEMBERED_BYTES = 16 * 1024 * 1024
@@ -164,7 +165,7 @@ class HostDirectory:
         self.reading = asyncio.Semaphore(4)
         self._writer = Threads(1, "wasmkiln-host-write")
         self._keeper: asyncio.Task[None] | None = None
-        self._jobs = set[asyncio.Future[Any]]()
+        self._jobs = Jobs()
         self._closed = False
         self._scan_at_s = 0.0
 
@@ -193,8 +194,7 @@ class HostDirectory:
             await asyncio.gather(self._keeper, return_exceptions=True)
         for pool in (self._readers, self._writer):
             pool.shutdown(cancel_futures=True)
-        if self._jobs:
-            await asyncio.wait(self._jobs, timeout=_PATIENCE_S)
+        await self._jobs.end()
 
     def check_open(self) -> None:
         """Raise TierUnavailable if the daemon ends."""
@@ -213,17 +213,13 @@ class HostDirectory:
         if self.hanging:
             raise TierUnavailable("the host store has a disk that does not answer")
         pool = self._readers if until_s else self._writer
-        job = asyncio.get_running_loop().run_in_executor(pool, work)
-        self._jobs.add(job)
-        job.add_done_callback(self._ended)
-        while not job.done():
-            left_s = until_s() - time.monotonic() if until_s else None
-            if left_s is not None and left_s <= 0:
-                if not self.hanging:
-                    log.warning("host store skipped: a look-up takes too long")
-                self.hanging.add(job)
-                raise TierUnavailable("the disk of the host store does not answer in time")
-            await asyncio.wait((job,), timeout=left_s)
+        job = self._jobs.add(pool.submit(work))
+        if not await finished(job, until_s or (lambda: math.inf)):
+            if not self.hanging:
+                log.warning("host store skipped: a look-up takes too long")
+            self.hanging.add(job)
+            job.add_done_callback(self._answered)
+            raise TierUnavailable("the disk of the host store does not answer in time")
         try:
             if job.cancelled():  # With the thread that it waited for.
                 self.check_open()
@@ -243,14 +239,10 @@ class HostDirectory:
         self.troubles.pop(doing, None)
         return done
 
-    def _ended(self, job: asyncio.Future[Any]) -> None:
-        self._jobs.discard(job)
-        if not job.cancelled():
-            job.exception()  # Nobody else reads it, if its caller is gone.
-        if job in self.hanging:
-            self.hanging.discard(job)
-            if not self.hanging:
-                log.info("host store in use again")
+    def _answered(self, job: asyncio.Future[Any]) -> None:
+        self.hanging.discard(job)
+        if not self.hanging:
+            log.info("host store in use again")
 
     def remember(self, checked: Checked, path: Path, artifact: Artifact, files: EntryId) -> None:
         """Check these very files no more, unless ``checked`` counts no more."""

@@ -46,7 +46,7 @@ from wasmkilnd.cache import shared_tier, value
 from wasmkilnd.cache.shared_tier import READS_AT_ONCE, Key, SharedTier, module_of
 from wasmkilnd.cache.value import Opened, ValueRejected
 from wasmkilnd.errors import CannotUse, DoesNotFit, TierUnavailable
-from wasmkilnd.files.threads import Threads
+from wasmkilnd.files.threads import Jobs, Threads, finished
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Module, TierUsage
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.signing.sealer import Sealer
@@ -71,7 +71,6 @@ _SEEN_S = 3600.0  # Something else may have deleted what was seen earlier.
 _REJECTED_S = 600.0  # How long a bad value that stays there is not read again.
 # Good for daemons with other keys, or another ``value_max_age_s``.
 _STAY = frozenset({Cause.STRANGER, Cause.TOO_OLD})
-_PATIENCE_S = 2.0  # How long calls under way may delay the end of the daemon.
 _STALE_S = 3600.0  # Nobody writes one file for so long.
 _ASIDE = ".new"  # Where files are until they are whole.
 _PROBE = "3/nothing"
@@ -546,7 +545,7 @@ class Bucket(Breaker):
         # Why the store refuses reads, writes, deletions and listings, and when the log told it.
         self._refusals, self._told_s = dict[str, str](), dict[str, float]()
         self._writes_again_s = 0.0
-        self._jobs = set[asyncio.Future[Any]]()
+        self._jobs = Jobs()
 
     @property
     def refusal(self) -> str:
@@ -664,8 +663,7 @@ class Bucket(Breaker):
     async def close(self) -> None:
         """Ask no more; give calls under way a moment to end."""
         await self.stop()
-        if self._jobs:
-            await asyncio.wait(self._jobs, timeout=_PATIENCE_S)
+        await self._jobs.end()
 
     async def _wait(
         self,
@@ -684,22 +682,20 @@ class Bucket(Breaker):
             began_s.append(time.monotonic())
             return work()
 
-        loop, thread = asyncio.get_running_loop(), threads.submit(begin)
+        thread = threads.submit(begin)
         if holds:
             self._unverified.add(*holds)
+            loop = asyncio.get_running_loop()
             thread.add_done_callback(partial(self._verified, loop, *holds))
-        job = asyncio.wrap_future(thread)
-        self._jobs.add(job)
-        job.add_done_callback(self._ended)
+        job = self._jobs.add(thread)
         try:
-            while not job.done():
-                left_s = began_s[-1] + self.timeout_s + more.seconds - time.monotonic()
-                if left_s <= 0 and thread.cancel():
+            while not await finished(job, lambda: began_s[-1] + self.timeout_s + more.seconds):
+                if thread.cancel():
                     raise _Busy
-                if left_s <= 0 and len(began_s) > 1:
+                if len(began_s) > 1:
                     job.cancel()
                     raise TimeoutError
-                await asyncio.wait((job,), timeout=left_s)
+                await asyncio.sleep(0)  # It begins at this moment.
             return job.result()
         finally:
             del job  # A failed job holds its traceback, which holds this frame.
@@ -711,11 +707,6 @@ class Bucket(Breaker):
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(self._unverified.add, namespace, -size_bytes)
             loop.call_soon_threadsafe(self._freed.set)
-
-    def _ended(self, job: asyncio.Future[Any]) -> None:
-        self._jobs.discard(job)
-        if not job.cancelled():
-            job.exception()  # Nobody else reads it, if its caller is gone.
 
     def _note_refusal(self, kind: str, why: str) -> None:
         """Remember a refusal until one of its kind succeeds; reads may do so in turns."""

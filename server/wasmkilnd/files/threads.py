@@ -9,6 +9,7 @@ that waits for nothing.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
@@ -18,6 +19,8 @@ from threading import Thread
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
+
+_PATIENCE_S = 2.0  # How long jobs under way may delay the end of the daemon.
 
 
 class Threads(Executor):
@@ -61,6 +64,36 @@ class Threads(Executor):
                 except BaseException as panic:  # Of Rust: it would end whoever waits.
                     future.set_exception(RuntimeError(f"{type(panic).__name__}: {panic}"))
             del job, future, work
+
+
+class Jobs:
+    """Jobs of threads that callers wait for, or leave behind. For one event loop."""
+
+    def __init__(self) -> None:
+        self._under_way = set[asyncio.Future[Any]]()
+
+    def add(self, thread: Future[T]) -> asyncio.Future[T]:
+        """Return what a caller waits for with ``finished``."""
+        job = asyncio.wrap_future(thread)
+        self._under_way.add(job)
+        job.add_done_callback(self._under_way.discard)
+        # Nobody else reads why it failed, if its caller is gone.
+        job.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return job
+
+    async def end(self) -> None:
+        """Give jobs under way a moment to end."""
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=_PATIENCE_S)
+
+
+async def finished(job: asyncio.Future[Any], until_s: Callable[[], float]) -> bool:
+    """Wait for a job until ``until_s()``, which may change; return whether it is done."""
+    while not job.done():
+        if (left_s := until_s() - time.monotonic()) <= 0:
+            return False
+        await asyncio.wait((job,), timeout=left_s)
+    return True
 
 
 DISK: Final = Threads(8, "wasmkiln-disk")
