@@ -748,26 +748,17 @@ class ObjectStore(SharedTier[Bucket]):
         """Return zeros: nobody counts the objects."""
         return TierUsage()
 
-    async def put(self, what: Artifact | Module) -> None:
+    async def _put(self, what: Artifact | Module) -> None:
         """Store a value, unless one is there, or was within the last hour; replace an old one."""
-        began, outcome = time.perf_counter(), "error"
-        try:
-            if not self._saw(what.key):
-                cause, version, _ = self._rejected.get(what.key, (None, (), 0.0))
-                over = version if cause is Cause.TOO_OLD else ()
-                chunks = value.written(what, self._sealer)
-                # Else what is there may be the bad one.
-                if await self.store(what.key, chunks, what.size_bytes, over) or not cause:
-                    self._rejected.pop(what.key, None)
-                    self._see(what)
-            outcome = "ok"
-        except DoesNotFit as failure:
-            outcome = "too_large"
-            why = str(failure)
-            log.warning("value not shared: the tier does not take one of its size", why=why)
-            raise
-        finally:
-            self._metrics.tier_store(self.name, outcome, time.perf_counter() - began)
+        if self._saw(what.key):
+            return
+        cause, version, _ = self._rejected.get(what.key, (None, (), 0.0))
+        over = version if cause is Cause.TOO_OLD else ()
+        chunks = value.written(what, self._sealer)
+        # Else what is there may be the bad one.
+        if await self.store(what.key, chunks, what.size_bytes, over) or not cause:
+            self._rejected.pop(what.key, None)
+            self._see(what)
 
     async def store(
         self, key: Key, chunks: Iterable[bytes], size_bytes: int, over: Version = ()

@@ -121,32 +121,22 @@ class RedisStore(SharedTier[RedisLink]):
         """Return what the server reported last, the keys of other clients included."""
         return self._usage
 
-    async def put(self, what: Artifact | Module) -> None:
-        """Store a value, unless it is there; then restart its time to live.
-
-        Raise DoesNotFit for one that the server does not take for its size.
-        """
-        began, outcome = time.perf_counter(), "error"
+    async def _put(self, what: Artifact | Module) -> None:
+        """Store a value, unless one is there; then restart its time to live."""
         moving_s = what.size_bytes / shared_tier.WRITTEN_BYTES_PER_S
         most_s = min(max(WRITE_TIMEOUT_S, self.link.timeout_s) + moving_s, _WRITING_S)
         try:
             async with asyncio.timeout(most_s):
                 await self.store(what.key, value.written(what, self._sealer), what.size_bytes)
-            outcome = "ok"
             self._note_refusal(b"", "")
         except TimeoutError:
             raise TierUnavailable("a write to Redis takes too long") from None
         except TierUnavailable as failure:
-            why = str(failure)
-            if isinstance(failure, DoesNotFit):
-                outcome = "too_large"
-                log.warning("value not shared: the tier does not take one of its size", why=why)
             # Of a cluster, the other nodes take writes.
-            elif not self.link.is_down and not isinstance(failure, PartUnavailable):
-                self._note_refusal(self._temporary(what.module_sha256), why)
+            is_about_all = not isinstance(failure, (DoesNotFit, PartUnavailable))
+            if is_about_all and not self.link.is_down:
+                self._note_refusal(self._temporary(what.module_sha256), str(failure))
             raise
-        finally:
-            self._metrics.tier_store(self.name, outcome, time.perf_counter() - began)
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         """Return which of ``keys`` are stored, without verifying them."""

@@ -19,7 +19,7 @@ import structlog
 from wasmkilnd import model
 from wasmkilnd.cache import value
 from wasmkilnd.cache.value import Opened, ValueRejected
-from wasmkilnd.errors import TierUnavailable, forget_frames
+from wasmkilnd.errors import DoesNotFit, TierUnavailable, forget_frames
 from wasmkilnd.model import Artifact, CacheKey, Module
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.signing.sealer import Sealer
@@ -97,6 +97,22 @@ class SharedTier(ABC, Generic[L]):
             what = "module" if isinstance(key, str) else "artifact"
             self._metrics.tier_lookup(self.name, what, outcome, time.perf_counter() - began)
 
+    async def put(self, what: Artifact | Module) -> None:
+        """Store a value, unless one is there.
+
+        Raise DoesNotFit for one that the tier does not take for its size.
+        """
+        began, outcome = time.perf_counter(), "error"
+        try:
+            await self._put(what)
+            outcome = "ok"
+        except DoesNotFit as failure:
+            outcome, why = "too_large", str(failure)
+            log.warning("value not shared: the tier does not take one of its size", why=why)
+            raise
+        finally:
+            self._metrics.tier_store(self.name, outcome, time.perf_counter() - began)
+
     async def _read(self, key: Key, allowance: Allowance) -> Artifact | Module | None:
         """Return a value, verified; None if there is none, or no good one."""
         for enough in (_SURE, frozenset(Cause)):
@@ -112,6 +128,10 @@ class SharedTier(ABC, Generic[L]):
                 await self._discard(key, stored, rejected)
                 break
         return None
+
+    @abstractmethod
+    async def _put(self, what: Artifact | Module) -> None:
+        """Store a value, unless one is there."""
 
     @abstractmethod
     async def _find(self, key: Key) -> Any:
