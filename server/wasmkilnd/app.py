@@ -170,23 +170,23 @@ class Daemon:
         on_stop.push_async_callback(shared.close)
         if bucket := await asyncio.to_thread(options.open_bucket, now):
             on_stop.push_async_callback(bucket.close)
-        async with long_step("opening the cache", at_most_s=300.0):
-            await asyncio.gather(shared.start(), *([bucket.start()] if bucket else []))
-            host = HostDirectory(options.host_options(now))
-            tenants = self._tenants = Tenants(
-                *(settings, metrics, shared, bucket, host, served, namespaces),
-                served_engines=partial(engines.served_engines, served),
-                in_progress=FairShare(lambda: 2 * limits.current.queue_bytes),
-                # So that most workers stay free for callers.
-                slots=asyncio.Semaphore(max(1, now.effective_workers // 2)),
-                sealer=sealer,
-                module_bytes=lambda: max(
-                    settings.current.max_module_bytes, guard.access.policy.module_bytes
-                ),
-            )
-            on_stop.push_async_callback(tenants.close)
-            on_stop.push_async_callback(self._unless_hurried, tenants.flush, _FLUSH_S)
-            await tenants.start()
+        long_step("opening the cache", at_most_s=300.0)
+        await asyncio.gather(shared.start(), *([bucket.start()] if bucket else []))
+        host = HostDirectory(options.host_options(now))
+        tenants = self._tenants = Tenants(
+            *(settings, metrics, shared, bucket, host, served, namespaces),
+            served_engines=partial(engines.served_engines, served),
+            in_progress=FairShare(lambda: 2 * limits.current.queue_bytes),
+            # So that most workers stay free for callers.
+            slots=asyncio.Semaphore(max(1, now.effective_workers // 2)),
+            sealer=sealer,
+            module_bytes=lambda: max(
+                settings.current.max_module_bytes, guard.access.policy.module_bytes
+            ),
+        )
+        on_stop.push_async_callback(tenants.close)
+        on_stop.push_async_callback(self._unless_hurried, tenants.flush, _FLUSH_S)
+        await tenants.start()
 
         # The calls.
         quotas = Quotas(lambda: guard.access.policy.quotas)

@@ -78,24 +78,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return said
 
 
-async def heard(said: list[str], times: int, what: str) -> None:
-    """Wait until systemd was told so often."""
-    async with asyncio.timeout(30):
-        while said.count(what) < times:  # noqa: ASYNC110 - nothing tells a test
-            await asyncio.sleep(0.001)
-
-
-async def test_a_long_step_asks_for_time_while_it_lasts_and_no_longer(told: list[str]) -> None:
-    asked = "EXTEND_TIMEOUT_USEC=60000000"
-    async with long_step("installing engines", 60, ask_s=0.01) as tell:
-        await heard(told, 3, asked)
-        tell("installing wasmtime 50.0.1")
-    assert told[0] == "STATUS=installing engines"
-    assert told[-1] == "STATUS=installing wasmtime 50.0.1"
-    told.clear()
-    async with long_step("testing", 0.0, ask_s=0.001):  # What never ends gets no more.
-        await asyncio.sleep(0.05)
-    assert told == ["STATUS=testing"]
+def test_a_long_step_asks_for_the_time_that_it_may_take(told: list[str]) -> None:
+    long_step("installing engines", 60)
+    assert told == ["STATUS=installing engines", "EXTEND_TIMEOUT_USEC=60000000"]
 
 
 @dataclass

@@ -30,7 +30,7 @@ from wasmkilnd.files.threads import on_disk
 from wasmkilnd.lifecycle import warm_ups
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload
-from wasmkilnd.lifecycle.systemd import long_step
+from wasmkilnd.lifecycle.systemd import long_step, notify
 from wasmkilnd.model import EngineWarmUp, Reloadable
 from wasmkilnd.rpc.messages import Capabilities
 from wasmkilnd.settings import Settings
@@ -100,19 +100,19 @@ async def _install(state_dir: Path) -> list[str]:
         start_new_session=True,  # uv, its child, ends with it.
     )
     failures: list[str] = []
+    long_step("installing engines", _INSTALL_MOST_S)
     try:
-        async with long_step("installing engines", _INSTALL_MOST_S) as tell:
-            async for raw in cast(asyncio.StreamReader, child.stderr):
-                line = raw.decode(errors="replace").strip()
-                kind, _, what = line.partition(": ")
-                if kind == "warning" or (kind == "error" and not failures):
-                    failures.append(what)
-                    log.warning("installing engines", warning=what)
-                else:
-                    log.info("installing engines", step=line)
-                    if line.startswith("installing "):
-                        tell(line.replace("==", " "))
-            await child.wait()
+        async for raw in cast(asyncio.StreamReader, child.stderr):
+            line = raw.decode(errors="replace").strip()
+            kind, _, what = line.partition(": ")
+            if kind == "warning" or (kind == "error" and not failures):
+                failures.append(what)
+                log.warning("installing engines", warning=what)
+            else:
+                log.info("installing engines", step=line)
+                if line.startswith("installing "):
+                    notify(f"STATUS={line.replace('==', ' ')}")
+        await child.wait()
     finally:
         if child.returncode is None:
             with suppress(ProcessLookupError):
@@ -206,8 +206,8 @@ class Serving:
         on_stop.push_async_callback(self.registry.close)
         ids = ", ".join(engine.id for engine in installed)
         # Each kind of module is compiled and run, and a broken engine is given a minute a job.
-        async with long_step(f"testing {ids}", _TEST_MOST_S):
-            await self._take(installed)
+        long_step(f"testing {ids}", _TEST_MOST_S)
+        await self._take(installed)
         self.registry.fits.known = {**self._recorded.fits, **self.registry.fits.known}
         if self.isolation.level == "strict" and self.isolation.refused:
             engine_id, why = next(iter(self.isolation.refused.items()))

@@ -3,9 +3,9 @@
 sd_notify(3) without the library: a datagram to the socket in NOTIFY_SOCKET, which systemd
 guarantees as stable. Nothing is said where no service manager set that.
 
-systemd gives a start TimeoutStartSec, and more while it is asked for more (``long_step``). It gets
-a status when that changes. The event loop answers its watchdog, so a loop that hangs answers no
-more; and only while jobs get on.
+systemd gives a start TimeoutStartSec, and a long step as much as that may take (``long_step``). It
+gets a status when that changes. The event loop answers its watchdog, so a loop that hangs answers
+no more; and only while jobs get on.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +28,6 @@ from wasmkilnd.lifecycle.reload import ReloadResult
 log = structlog.get_logger("wasmkilnd")
 
 _LOOK_S = 5.0
-_ASK_S, _EXTEND_S = 15.0, 60.0
 _REMOVE_S = 2.0  # How long a disk may delay the end.
 
 
@@ -55,29 +53,12 @@ def watchdog_s() -> float:
     return limit_us / 1e6 if whose in (0, os.getpid()) else 0.0
 
 
-@asynccontextmanager
-async def long_step(
-    what: str, at_most_s: float, ask_s: float = _ASK_S
-) -> AsyncIterator[Callable[[str], None]]:
-    """Tell the service manager that the start does ``what``, and ask for time while it does.
+def long_step(what: str, at_most_s: float) -> None:
+    """Tell the service manager what the start does next, and how long that may take.
 
-    A step that hangs the loop, or takes longer than ``at_most_s``, is ended all the same. Yields a
-    function that says more exactly what it does now.
+    It ends a daemon that is not ready by then, and has not begun another long step.
     """
-
-    async def ask() -> None:
-        end_s = time.monotonic() + at_most_s
-        while time.monotonic() < end_s:
-            notify(f"EXTEND_TIMEOUT_USEC={int(_EXTEND_S * 1e6)}")
-            await asyncio.sleep(ask_s)
-
-    notify(f"STATUS={what}")
-    asking = asyncio.create_task(ask())
-    try:
-        yield lambda text: notify(f"STATUS={text}")
-    finally:
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
+    notify(f"STATUS={what}", f"EXTEND_TIMEOUT_USEC={int(at_most_s * 1e6)}")
 
 
 class Service:
