@@ -208,8 +208,11 @@ def test_no_daemon_is_told_once_and_not_for_each_module(run: Run) -> None:
     result = run("--address", "127.0.0.1:1", "--timeout", "2", "load", "a.wasm", "b.wasm")
     assert result.exit_code == Exit.UNREACHABLE
     waiting, error = result.stderr.splitlines()
-    assert waiting.startswith("waiting: no daemon answers at 127.0.0.1:1 (connection refused)")
-    assert waiting.endswith("; trying again for up to 2 s")
+    assert re.fullmatch(
+        r"no answer yet from 127\.0\.0\.1:1 \(CONNECTION_FAILED\): "
+        r"trying again for up to 2 s \(Ctrl-C ends it\)",
+        waiting,
+    )
     assert error.startswith("error: a.wasm: no daemon answers at 127.0.0.1:1 (connection refused)")
 
 
