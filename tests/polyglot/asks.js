@@ -29,7 +29,7 @@ async function ask() {
   const module = fs.readFileSync(path)
   try {
     if (flags.load) {
-      const loaded = await kiln.load(module, { ...options, priority: 'background' })
+      const loaded = await kiln.load(module, { ...options, background: true })
       return say('loaded', '', loaded.engine, '', loaded.sha256)
     }
     if (flags.missing) {

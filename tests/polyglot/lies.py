@@ -15,12 +15,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import grpc
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import DataReceived, RequestReceived, StreamEnded
 from wasmkiln.v1.module_service_pb2 import CompileRequest, CompileResponse
 from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
 from wasmkiln.v1.types_pb2 import ArtifactHeader, HostFile
 
 from tests.e2e import wasm
 from tests.e2e.processes import eventually
+from tests.lying import honest
 from tests.lying.lies import about
 from tests.lying.server import Answer
 from tests.polyglot.kiln import FULL_ENGINE, Kiln
@@ -235,3 +240,59 @@ def _until_a_call(connection: socket.socket) -> None:
             return
         kind = start[3]
         stream.read(int.from_bytes(start[:3], "big"))
+
+
+@contextlib.contextmanager
+def resetting_server(
+    cut_bytes: int, code: ErrorCodes | None
+) -> Iterator[tuple[str, list[CompileRequest]]]:
+    """Serve artifacts, the first of which is cut after so many bytes, as proxies do.
+
+    Only its stream ends, with a code or, for None, as if it were whole but for the status. Yield
+    the address, and a list of what is asked.
+    """
+    asked: list[CompileRequest] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = threading.Thread(target=_serve, args=(listener, cut_bytes, code, asked))
+        serving.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}", asked
+        listener.shutdown(socket.SHUT_RDWR)
+        serving.join(60)
+
+
+def _serve(
+    listener: socket.socket, cut_bytes: int, code: ErrorCodes | None, asked: list[CompileRequest]
+) -> None:
+    with contextlib.suppress(OSError):  # the listener was shut down
+        while True:
+            connection, _ = listener.accept()
+            http2 = H2Connection(H2Configuration(client_side=False))
+            http2.initiate_connection()
+            bodies: dict[int, bytes] = {}
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(http2.data_to_send())
+                while data := connection.recv(65536):
+                    for event in http2.receive_data(data):
+                        if isinstance(event, RequestReceived):
+                            bodies[event.stream_id] = b""
+                        elif isinstance(event, DataReceived):
+                            bodies[event.stream_id] += event.data
+                        elif isinstance(event, StreamEnded):
+                            asked.append(CompileRequest.FromString(bodies[event.stream_id][5:]))
+                            is_cut = len(asked) == 1
+                            _answer(http2, event.stream_id, asked[-1], cut_bytes if is_cut else 0)
+                            if not is_cut:
+                                http2.send_headers(event.stream_id, [("grpc-status", "0")], True)
+                            elif code is None:
+                                http2.end_stream(event.stream_id)
+                            else:
+                                http2.reset_stream(event.stream_id, code)
+                    connection.sendall(http2.data_to_send())
+
+
+def _answer(http2: H2Connection, stream: int, request: CompileRequest, cut_bytes: int) -> None:
+    begin, end = request.offset_bytes, cut_bytes or None
+    header = header_first(honest.header(request), offset_bytes=begin)
+    http2.send_headers(stream, [(":status", "200"), ("content-type", "application/grpc")])
+    for message in (header, chunk(honest.ARTIFACT[begin:end])):
+        http2.send_data(stream, b"\0" + len(message).to_bytes(4, "big") + message)

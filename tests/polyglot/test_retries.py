@@ -8,14 +8,16 @@ from typing import Any
 
 import grpc
 import pytest
+from h2.errors import ErrorCodes
 from wasmkiln.v1.module_service_pb2 import CompileRequest
+from wasmkiln.v1.types_pb2 import ORIGIN_COMPILED, ORIGIN_REDIS
 
 from tests.lying import honest
 from tests.lying.server import lying_server
 from tests.polyglot import builds
 from tests.polyglot.builds import Asks, Words, said_in
 from tests.polyglot.kiln import FULL_ENGINE, Kiln
-from tests.polyglot.lies import chunk, header_first
+from tests.polyglot.lies import chunk, header_first, resetting_server
 
 pytestmark = pytest.mark.timeout(builds.BUILD_TIMEOUT_S)
 RETRYING = pytest.mark.parametrize("asks", ["cpp", "go", "node"], indirect=True)
@@ -61,6 +63,48 @@ def test_a_fresh_artifact_that_was_cut_is_compiled_once(kiln: Kiln, asks: Asks) 
         assert asks.once(liar.address, kiln.module, "--fresh", "yes").what == "compiled"
     assert [each.skip_cache_lookup for each in asked] == [True, True, False]
     assert [each.offset_bytes for each in asked] == [0, 0, HALF]
+
+
+@pytest.mark.parametrize("asks", ["node"], indirect=True)
+def test_what_is_compiled_for_a_call_may_be_lost(kiln: Kiln, asks: Asks) -> None:
+    """Then an older artifact is no answer to who wants a fresh one."""
+    asked: list[CompileRequest] = []
+
+    def answer(message: bytes, context: Any) -> Iterator[bytes]:
+        asked.append(request := CompileRequest.FromString(message))
+        if len(asked) == 2:
+            older = b"older code"
+            changes = {"artifact_sha256": hashlib.sha256(older).hexdigest()}
+            size = {"size_bytes": len(older), "origin": ORIGIN_REDIS}
+            yield from (header_first(honest.header(request), **changes, **size), chunk(older))
+            return
+        yield header_first(honest.header(request), origin=ORIGIN_COMPILED)
+        if len(asked) == 1:
+            yield chunk(honest.ARTIFACT[:HALF])
+            context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
+        yield chunk(honest.ARTIFACT)
+
+    with lying_server() as liar:
+        liar.answers["Compile"] = answer
+        said = asks.once(liar.address, kiln.module, "--fresh", "yes")
+    assert (said.what, said.origin_or_id) == ("compiled", "ORIGIN_COMPILED")
+    assert [each.skip_cache_lookup for each in asked] == [True, False, True]
+    assert [each.offset_bytes for each in asked] == [0, HALF, 0]
+
+
+@pytest.mark.parametrize("asks", ["node"], indirect=True)
+@pytest.mark.parametrize(
+    "code",
+    [None, ErrorCodes.NO_ERROR, ErrorCodes.INTERNAL_ERROR, ErrorCodes.CANCEL],
+    ids=["ended", "no error", "internal error", "cancel"],
+)
+def test_a_stream_that_is_cut_while_the_connection_goes_on(
+    kiln: Kiln, asks: Asks, code: ErrorCodes | None
+) -> None:
+    with resetting_server(HALF, code) as (address, asked):
+        said = asks.once(address, kiln.module, "--timeout-ms", "20000")
+    assert said.what == "compiled", said
+    assert [each.offset_bytes for each in asked] == [0, HALF]
 
 
 @pytest.mark.parametrize("asks", ["go", "node"], indirect=True)

@@ -38,7 +38,9 @@ export interface CallOptions {
   timeoutMs?: number
   /** Ends the call; it is then rejected with the signal's reason. */
   signal?: AbortSignal
-  /** 'background' waits behind all calls without it. */
+  /** Wait behind all calls without it. */
+  background?: boolean
+  /** The name of `background` before 0.7. */
   priority?: 'interactive' | 'background'
 }
 

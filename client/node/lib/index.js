@@ -44,19 +44,45 @@ const UNSTATED = {
   wasm_component_model_canonical_names: 'false',
   wasm_component_model_more_async_builtins: 'false'
 }
+// In grpc-js' words: only the stream was cut, as a proxy does whose daemon is away.
+const CUT = /^Received RST_STREAM with code \d+\b(?! triggered)|^Call cancelled$/
 // In Node's words: failures of TLS that another attempt does not heal.
 const LASTING = /certificate|altnames|wrong version number/
 const ADDRESS = /^(unix|unix-abstract|dns|ipv4|ipv6|xds):|^[^/]+:[1-9][0-9]{0,4}$/
 const LOCAL =
   /^unix(-abstract)?:|^((dns|ipv4|ipv6):(\/\/\/)?)?(localhost|127(\.\d+){3}|\[::1\]):\d+$/
 
-const CLIENT_OPTIONS = [
-  ...['tls', 'token', 'tokenFile', 'trustedKeys', 'timeoutMs', 'hostStore', 'maxArtifactBytes'],
-]
-const CALL_OPTIONS = [
-  ...['timeoutMs', 'signal', 'priority', 'engine', 'target', 'cpu', 'settings', 'compatibility'],
-  ...['acceptFast', 'skipCacheLookup'],
-]
+// The options that exist, and what they are.
+const WORDS = { boolean: 'true', number: 'a number', object: 'an object', string: 'a string' }
+const SOURCE = 'a string, or an object such as a URL'
+const CLIENT_OPTIONS = {
+  tls: 'true, or an object',
+  token: 'a string',
+  tokenFile: SOURCE,
+  trustedKeys: SOURCE,
+  timeoutMs: 'a number',
+  hostStore: 'true or false',
+  maxArtifactBytes: 'a number',
+}
+const TLS_OPTIONS = { ca: SOURCE, key: SOURCE, cert: SOURCE, serverName: 'a string' }
+const TARGET_OPTIONS = {
+  engine: 'a string',
+  target: 'a string',
+  cpu: 'a string',
+  settings: 'an object',
+  compatibility: 'an object: a Uint8Array',
+}
+const KEY_OPTIONS = { moduleSha256: 'a string', ...TARGET_OPTIONS }
+const CALL_OPTIONS = {
+  ...TARGET_OPTIONS,
+  timeoutMs: 'a number',
+  signal: 'an object: an AbortSignal',
+  background: 'true or false',
+  acceptFast: 'true or false',
+  skipCacheLookup: 'true or false',
+  // Until 0.7: 'background' is background.
+  priority: 'a string',
+}
 
 /**
  * A client of one daemon, or of several behind one address. Keep one and use it for all calls.
@@ -75,13 +101,9 @@ class Client {
   constructor(address, options = {}) {
     known('a client', options, CLIENT_OPTIONS)
     const { tls, timeoutMs = 60_000, maxArtifactBytes = 1024 ** 3, hostStore = true } = options
-    if (![undefined, true, false].includes(tls)) {
-      if (tls === null || typeof tls !== 'object') throw new TypeError('tls is true, or an object')
-      known('tls', tls, ['ca', 'key', 'cert', 'serverName'])
-    }
-    if (typeof hostStore !== 'boolean') throw new TypeError('hostStore is true or false')
-    // Else a variable that is empty by mistake would switch verification off.
-    if (options.trustedKeys !== undefined && !options.trustedKeys) {
+    known('tls', tls || {}, TLS_OPTIONS)
+    // A variable that is empty by mistake would switch verification off.
+    if (options.trustedKeys === '') {
       throw new TypeError('trustedKeys names keys: leave it out to verify no signature')
     }
     if (!ADDRESS.test(address)) {
@@ -155,6 +177,7 @@ class Client {
   /** Return the keys whose artifacts no tier has, in their order; a digest is a key. */
   async findMissing(keys, options = {}) {
     const all = keys.map((key) => (typeof key === 'string' ? { moduleSha256: key } : key))
+    for (const key of all) known('a key', key, KEY_OPTIONS, null)
     return this.#call(options, '', async (call) => {
       const missing = []
       for (let at = 0; at < all.length; at += KEYS_AT_ONCE) {
@@ -248,6 +271,7 @@ class Client {
     const { size: offsetBytes, header: before } = got
     const rest = offsetBytes ? { offsetBytes, artifactSha256: before.artifactSha256 } : {}
     // What was compiled for this call is in a tier, once its header has come.
+    got.made = request.skipCacheLookup ? before?.artifactSha256 : undefined
     if (before) rest.skipCacheLookup = false
     await this.#receive({ ...request, ...rest }, digest, call, got)
     const { header, chunks } = got
@@ -287,6 +311,12 @@ class Client {
         check(!header, "the daemon's answer has two headers")
         header = got.header = message.header
         checkHeader(request, digest, header)
+        const isOther = got.made !== undefined && got.made !== header.artifactSha256
+        if (isOther && header.origin !== 'ORIGIN_COMPILED') {
+          Object.assign(got, { header: undefined, chunks: [], size: 0 })
+          const lost = 'the daemon has lost what it compiled for this call'
+          throw new errors.ArtifactMismatch(lost, { retryAfterMs: 0 })
+        }
         if (header.sizeBytes > limit) {
           throw new errors.ArtifactTooLarge(
             `the artifact has ${header.sizeBytes} bytes, above maxArtifactBytes`,
@@ -333,13 +363,14 @@ class Client {
 
   /** Run what makes the requests of one call, which share deadline, metadata and signal. */
   async #call(options, digest, run) {
-    known('a call', options, CALL_OPTIONS)
-    const { timeoutMs = this.#options.timeoutMs, signal, priority } = options
+    known('a call', options, CALL_OPTIONS, null)
+    const { timeoutMs = this.#options.timeoutMs, signal, background, priority } = options
     // The daemon's log has it.
     const requestId = crypto.randomBytes(8).toString('hex')
     const metadata = new Metadata()
     metadata.set('x-request-id', requestId)
-    if (priority) metadata.set('wasmkiln-priority', priority)
+    if (background) metadata.set('wasmkiln-priority', 'background')
+    else if (priority) metadata.set('wasmkiln-priority', priority)
     // A balancer that routes by it sends all calls about a module to the same daemon.
     if (digest) metadata.set('wasmkiln-module', digest)
     const token = this.#token()
@@ -510,7 +541,8 @@ function checkBytes(header, bytes) {
 function pauseAfter(error, count) {
   if (LASTING.test(error?.metadata?.detail)) return undefined
   const isTakenOver = error instanceof errors.UploadInterrupted
-  const mayPass = isTakenOver || error?.code === status.UNAVAILABLE
+  const isCut = !error?.reason && CUT.test(error?.metadata?.detail)
+  const mayPass = isTakenOver || isCut || error?.code === status.UNAVAILABLE
   if (error?.retryAfterMs === undefined && !mayPass) return undefined
   const first = FIRST_PAUSE_MS * (isTakenOver ? 10 : 1)
   // Callers do not all come at the same moment.
@@ -518,10 +550,14 @@ function pauseAfter(error, count) {
   return pause + (error.retryAfterMs ?? 0)
 }
 
-/** Throw a TypeError for an option that does not exist. */
-function known(what, options, names) {
-  for (const name of Object.keys(options)) {
-    if (!names.includes(name)) throw new TypeError(`${what} has no option ${name}`)
+/** Throw a TypeError for an option that does not exist, or is something else than it has to be. */
+function known(what, options, kinds, none = undefined) {
+  for (const [name, value] of Object.entries(options)) {
+    if (!Object.hasOwn(kinds, name)) throw new TypeError(`${what} has no option ${name}`)
+    const isOfKind = value !== null && kinds[name].includes(WORDS[typeof value])
+    if (value !== undefined && value !== none && !isOfKind) {
+      throw new TypeError(`${name} is ${kinds[name]}: leave it out for the default`)
+    }
   }
 }
 

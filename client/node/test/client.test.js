@@ -36,8 +36,20 @@ test('arguments of no use', async () => {
   assert.throws(() => new Client(LOCAL, { tls: { cafile: 'a' } }), /tls has no option cafile/)
   assert.throws(() => new Client(LOCAL, { tls: 'yes' }), /tls is true, or an object/)
   assert.throws(() => new Client(LOCAL, { hostStore: 'no' }), /hostStore is true or false/)
+  const types = { token: 7, tokenFile: 7, timeoutMs: '7', maxArtifactBytes: '7', trustedKeys: 7, tls: 1 }
+  for (const [name, wrong] of Object.entries(types)) {
+    for (const value of [wrong, null]) {
+      assert.throws(() => new Client(LOCAL, { [name]: value }), new RegExp(`${name} (is|names) `))
+    }
+  }
+  assert.throws(() => new Client(LOCAL, { tls: { serverName: 7 } }), /serverName is a string/)
+  // A machine of that name, and no socket.
+  assert.throws(() => new Client('unixprod:50051', { token: 'a' }), /in plaintext/)
   const kiln = new Client(LOCAL)
   await assert.rejects(kiln.compile(Buffer.of(), { egine: 'wasmtime' }), /no option egine/)
+  await assert.rejects(kiln.compile(Buffer.of(), { acceptFast: 'no' }), /acceptFast is true or false/)
+  await assert.rejects(kiln.compile(Buffer.of(), { engine: 7 }), /engine is a string/)
+  await assert.rejects(kiln.findMissing([{ sha256: '0' }]), /a key has no option sha256/)
   await assert.rejects(kiln.compile('module.wasm'), /readFileSync/)
   await assert.rejects(kiln.compile(Buffer.of(), { settings: { a: true } }), /has to be a string/)
   await assert.rejects(kiln.compileDigest('abc'), /64 lowercase/)
