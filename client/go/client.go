@@ -89,6 +89,9 @@ var (
 		`^unix(-abstract)?:|^((dns|passthrough):(///)?)?(localhost|127(\.\d+){3}|\[::1\]):\d+$`)
 	// In Go's words: failures of TLS that another attempt does not heal.
 	isLasting = regexp.MustCompile("certificate|tls: first record")
+	// In grpc-go's words: only the stream was cut, as a proxy does whose daemon is away.
+	isCut = regexp.MustCompile(
+		"RST_STREAM with error code: (NO_ERROR|INTERNAL_ERROR|CANCEL)$|closed the stream without sending trailers$")
 	// What chooses an engine's fast compiler.
 	fast = map[string]string{"strategy": "winch", "compiler": "singlepass"}
 	// Settings that artifacts of earlier daemons do not state, and what these artifacts have.
@@ -340,7 +343,7 @@ func (c *Client) compile(ctx context.Context, digest string, module []byte, opti
 		Engine: options.Engine, Target: options.Target, Cpu: options.CPU, Settings: options.Settings,
 		InlineLimitBytes: inlineLimitBytes,
 		AcceptHostFile:   !c.options.NoHostStore && time.Now().UnixNano() > c.noFileUntil.Load(),
-		AcceptFast:       options.AcceptFast, SkipCacheLookup: options.SkipCacheLookup,
+		AcceptFast:       options.AcceptFast,
 	}
 	if section != nil {
 		key := sha256.Sum256(section)
@@ -350,10 +353,10 @@ func (c *Client) compile(ctx context.Context, digest string, module []byte, opti
 		var got, artifact Artifact
 		var moved uint64
 		ask := func() (err error) {
-			artifact, err = c.ask(ctx, request, digest, &got, &moved)
+			artifact, err = c.ask(ctx, request, digest, options.SkipCacheLookup, &got, &moved)
 			if c.is(ctx, err, ErrCompatibilityUnknown) && !bytes.Equal(request.Compatibility, section) {
 				request.Compatibility = section
-				artifact, err = c.ask(ctx, request, digest, &got, &moved)
+				artifact, err = c.ask(ctx, request, digest, options.SkipCacheLookup, &got, &moved)
 			}
 			return err
 		}
@@ -439,7 +442,8 @@ func pauseAfter(err error, count int) (time.Duration, bool) {
 	}
 	// Callers do not all come at the same moment.
 	pause = pause/2 + time.Duration(mathrand.Int63n(int64(pause/2)+1))
-	mayPass := failure.isTold || isTakenOver || failure.Code == codes.Unavailable
+	mayPass := failure.isTold || isTakenOver || failure.Code == codes.Unavailable ||
+		failure.Reason == "" && isCut.MatchString(failure.Message)
 	return pause + failure.RetryAfter, mayPass
 }
 
@@ -494,16 +498,17 @@ func (c *Client) upload(ctx context.Context, digest string, module []byte, engin
 
 // ask makes a Compile call, for what follows on what got has of a call that was cut. It returns what
 // came, which nobody has checked against a digest.
-func (c *Client) ask(ctx context.Context, request *pb.CompileRequest, digest string, got *Artifact, moved *uint64) (Artifact, error) {
+func (c *Client) ask(
+	ctx context.Context, request *pb.CompileRequest, digest string, fresh bool, got *Artifact, moved *uint64,
+) (Artifact, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the stream where its rest is of no use
 	request.OffsetBytes, request.ArtifactSha256 = uint64(len(got.bytes)), ""
 	if len(got.bytes) > 0 {
 		request.ArtifactSha256 = got.Header.GetArtifactSha256()
 	}
-	if got.Header != nil { // what was compiled for this call is in a tier
-		request.SkipCacheLookup = false
-	}
+	before := got.Header
+	request.SkipCacheLookup = fresh && before == nil // else what was compiled for this call is in a tier
 	stream, err := c.modules.Compile(ctx, request)
 	for isBegun := false; ; {
 		var message *pb.CompileResponse
@@ -523,6 +528,13 @@ func (c *Client) ask(ctx context.Context, request *pb.CompileRequest, digest str
 		if header != nil {
 			if err := c.checkHeader(request, digest, header); err != nil {
 				return Artifact{}, err
+			}
+			isOther := before.GetArtifactSha256() != header.GetArtifactSha256()
+			if fresh && before != nil && isOther && header.GetOrigin() != pb.Origin_ORIGIN_COMPILED {
+				*got = Artifact{}
+				lost := refused(ErrArtifactMismatch, "the daemon has lost what it compiled for this call")
+				lost.isTold = true
+				return *got, lost
 			}
 			isBegun, got.Header = true, header
 			got.bytes = append(got.bytes[:header.GetOffsetBytes()], header.GetInlineArtifact()...)

@@ -65,7 +65,9 @@ var (
 	ErrCredentialsMissing = &Error{Reason: "CREDENTIALS_MISSING"}
 	ErrCredentialsInvalid = &Error{Reason: "CREDENTIALS_INVALID"}
 	ErrRoleMissing        = &Error{Reason: "ROLE_MISSING"}
-	ErrInternal           = &Error{Reason: "INTERNAL"}
+	ErrInternalFailure    = &Error{Reason: "INTERNAL"}
+	// ErrInternal is the name of ErrInternalFailure before 0.7.
+	ErrInternal = ErrInternalFailure
 
 	// The client itself raises these.
 
