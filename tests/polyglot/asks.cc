@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <fstream>
 #include <iostream>
-#include <iterator>
 #include <map>
 #include <thread>
 
@@ -12,11 +11,6 @@ namespace {
 
 std::map<std::string, std::string> flags;
 auto cancellation = std::make_shared<wasmkiln::Cancellation>();
-
-std::string read(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 void say(const std::string& first, const std::string& second, const std::string& third,
          const std::string& fourth, std::string last) {
@@ -28,14 +22,15 @@ void say(const std::string& first, const std::string& second, const std::string&
 void ask(const std::string& address, const std::string& module) {
   wasmkiln::ClientOptions options;
   if (flags.count("--key")) options.trusted_keys = wasmkiln::read_keys(flags["--key"]);
-  if (flags.count("--ca")) options.tls = wasmkiln::Tls{read(flags["--ca"]), "", ""};
+  if (flags.count("--ca")) options.tls = wasmkiln::Tls{wasmkiln::read_file(flags["--ca"]), "", ""};
   options.token_file = flags["--token-file"];
   wasmkiln::Client client(address, options);
   wasmkiln::CompileOptions how;
   how.engine = flags["--engine"];
   how.cancellation = cancellation;
   how.skip_cache_lookup = flags.count("--fresh");
-  if (flags.count("--compatibility")) how.compatibility = read(flags["--compatibility"]);
+  how.accept_fast = flags.count("--accept-fast");
+  if (flags.count("--compatibility")) how.compatibility = wasmkiln::read_file(flags["--compatibility"]);
   if (flags.count("--timeout-ms")) {
     how.timeout = std::chrono::milliseconds(std::stoll(flags["--timeout-ms"]));
   }
@@ -43,6 +38,12 @@ void ask(const std::string& address, const std::string& module) {
     how.is_background = true;
     auto loaded = client.load(module, how);
     return say("loaded", "", loaded.engine(), "", loaded.sha256());
+  }
+  if (flags.count("--missing")) {
+    wasmkiln::v1::ArtifactKey key;
+    key.set_module_sha256(flags["--missing"]);
+    key.set_engine(how.engine);
+    return say("missing", "", "", std::to_string(client.find_missing({key}, how).size()), "");
   }
   wasmkiln::Artifact artifact = flags.count("--digest")
                                     ? client.compile_digest(flags["--digest"], how)
@@ -67,7 +68,7 @@ int main(int argc, char** argv) {
   }
   for (int left = flags.count("--times") ? std::stoi(flags["--times"]) : 1; left > 0; --left) {
     try {
-      ask(argv[1], read(argv[2]));
+      ask(argv[1], wasmkiln::read_file(argv[2]));
     } catch (const wasmkiln::WasmkilnError& refused) {
       const auto& details = refused.details();
       auto cause = details.metadata.find("cause");

@@ -39,10 +39,8 @@ PROJECT = """cmake_minimum_required(VERSION 3.16)
 project(user CXX)
 find_package(wasmkiln REQUIRED)
 find_package(Threads REQUIRED)
-foreach(name readme asks)
-  add_executable(${name} %s/${name}.cc)
-  target_link_libraries(${name} wasmkiln::wasmkiln Threads::Threads)
-endforeach()
+add_executable(asks %s/asks.cc)
+target_link_libraries(asks wasmkiln::wasmkiln Threads::Threads)
 """
 BUILD_TIMEOUT_S = 1800
 
@@ -119,16 +117,16 @@ def node_program(folder: Path) -> Asks:
 
 
 def cpp_program(folder: Path) -> Asks:
-    """Build C++'s program, and the README's, by a project that finds the installed library."""
-    library, user, installed = folder / "build", folder / "user", folder / "installed"
-    must(["cmake", "-S", CPP, "-B", library, f"-DCMAKE_INSTALL_PREFIX={installed}"])
-    must(["cmake", "--build", library, "--parallel", "2"])
-    must(["cmake", "--install", library])
+    """Build C++'s program, by a project that finds the library as the README installs it."""
+    for name in ("client", "protos"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    must(["sh", "-e", "-c", f"cd {folder}\n{readme(CPP, 'sh')}"])
+    user = folder / "user"
     user.mkdir(exist_ok=True)
     (user / "CMakeLists.txt").write_text(PROJECT % user)
-    (user / "readme.cc").write_text(readme(CPP, "cpp"))
     shutil.copy(HERE / "asks.cc", user)
-    must(["cmake", "-S", user, "-B", user / "build", f"-DCMAKE_PREFIX_PATH={installed}"])
+    must(["cmake", "-S", user, "-B", user / "build", f"-DCMAKE_PREFIX_PATH={folder}/installed"])
     must(["cmake", "--build", user / "build", "--parallel", "2"])
     return Asks("cpp", [user / "build" / "asks"])
 

@@ -43,6 +43,8 @@ from tests.polyglot.lies import TrueAnswer, dying_server
 pytestmark = pytest.mark.timeout(builds.BUILD_TIMEOUT_S)
 MAPPING = ["go", "node"]
 """Those that take files of the host store."""
+CLIENTS = ["cpp"]
+"""Those that these tests are for."""
 
 
 @pytest.fixture(scope="module")
@@ -221,13 +223,14 @@ def test_tls_and_tokens(kiln: Kiln, secure: Secure, asks: Asks) -> None:
     assert other.what == "CONNECTION_FAILED"
     plain = asks.once(secure.address, module, "--timeout-ms", "5000")
     assert plain.what == "CONNECTION_FAILED"
-    for address in ("kiln.example:50051", "dns:///kiln.example:1", "127.0.0.1.example:1"):
+    names = ("kiln.example", "dns:///kiln.example", "127.0.0.1.example", "unixprod")
+    for address in [f"{name}:1" for name in names]:
         remote = asks.once(address, module, *token)
         assert remote.what == "unusable"
         assert "in plaintext" in remote.text
 
 
-@pytest.mark.parametrize("asks", MAPPING, indirect=True)
+@pytest.mark.parametrize("asks", [*MAPPING, *CLIENTS], indirect=True)
 @pytest.mark.parametrize("address", ["localhost", "http://127.0.0.1:1", "127.0.0.1:0"])
 def test_an_address_of_no_use(kiln: Kiln, asks: Asks, address: str) -> None:
     said = asks.once(address, kiln.module)
@@ -393,10 +396,71 @@ def test_each_reason_has_an_error_in_go_and_node() -> None:
 
 @pytest.mark.parametrize("asks", ["cpp"], indirect=True)
 def test_cpp_by_its_readme(asks: Asks, kiln: Kiln) -> None:
-    (kiln.folder / "m.wasm").write_bytes(kiln.module.read_bytes())
-    (kiln.folder / "key.pem").write_text(kiln.key_file.read_text())
-    done = kiln.run([Path(asks.argv[0]).with_name("readme"), kiln.address])
-    assert done.stdout.startswith("wasmtime-50.0.1: "), done.stderr
+    """Its first lines have built the library, in the folder above."""
+    folder = Path(asks.argv[0]).parents[2]
+    program = builds.readme(builds.CPP, "cpp").replace("127.0.0.1:50051", kiln.address)
+    (folder / "program.cc").write_text(program)
+    (folder / "CMakeLists.txt").write_text(builds.readme(builds.CPP, "cmake"))
+    for name in ("key.pem", "m.wasm"):
+        (folder / name).unlink(missing_ok=True)
+
+    def by_the_readme() -> subprocess.CompletedProcess[str]:
+        return kiln.run(["sh", "-c", builds.readme(builds.CPP, "bash")], cwd=folder)
+
+    done = by_the_readme()
+    assert (done.returncode, done.stderr) == (1, f"cannot read {folder}/key.pem: no such file\n")
+    (folder / "key.pem").write_text(kiln.key_file.read_text())
+    done = by_the_readme()
+    assert (done.returncode, done.stderr) == (1, "cannot read m.wasm: no such file\n")
+    (folder / "m.wasm").write_bytes(b"no module")
+    done = by_the_readme()
+    assert done.returncode == 1
+    assert done.stderr.startswith("NOT_WASM: ")
+    (folder / "m.wasm").write_bytes(kiln.module.read_bytes())
+    done = by_the_readme()
+    assert done.returncode == 0
+    assert "wasmtime-50.0.1: " in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("asks", ["cpp"], indirect=True)
+@pytest.mark.parametrize("name", ["", "/missing"])
+def test_what_cannot_be_read_is_no_empty_module(
+    asks: Asks, kiln: Kiln, tmp_path: Path, name: str
+) -> None:
+    said = asks.once(kiln.address, f"{tmp_path}{name}")
+    assert said.what == "unusable"
+    assert said.text.startswith(f"cannot read {tmp_path}{name}: ")
+
+
+@pytest.mark.parametrize("asks", CLIENTS, indirect=True)
+def test_no_proxy_gets_what_goes_to_this_machine(
+    asks: Asks, kiln: Kiln, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The last is for Java.
+    for name in ("http_proxy", "https_proxy", "grpc_proxy", "GRPC_PROXY_EXP"):
+        monkeypatch.setenv(name, "127.0.0.1:1" if name.isupper() else "http://127.0.0.1:1")
+    said = asks.once(kiln.address, kiln.module, "--timeout-ms", "20000")
+    assert said.what == "compiled", said
+
+
+@pytest.mark.parametrize("asks", CLIENTS, indirect=True)
+def test_it_asks_which_artifacts_are_missing(asks: Asks, kiln: Kiln) -> None:
+    module = kiln.fresh_module()
+    digest = hashlib.sha256(module.read_bytes()).hexdigest()
+    call: Words = [kiln.address, module, "--engine", FULL_ENGINE]
+    assert asks.once(*call, "--missing", digest).size_or_cause == "1"
+    assert asks.once(*call).what == "compiled"
+    assert asks.once(*call, "--missing", digest).size_or_cause == "0"
+
+
+@pytest.mark.parametrize("asks", CLIENTS, indirect=True)
+def test_code_of_the_fast_compiler(asks: Asks, kiln: Kiln, tmp_path: Path) -> None:
+    """Only for a call that accepts it."""
+    module, fast, best = kiln.fresh_module(), tmp_path / "fast", tmp_path / "best"
+    call: Words = [kiln.address, module, "--engine", FULL_ENGINE, "--out"]
+    assert asks.once(*call, fast, "--accept-fast", "yes").what == "compiled"
+    assert asks.once(*call, best).what == "compiled"
+    assert fast.read_bytes() != best.read_bytes()
 
 
 @pytest.mark.parametrize("asks", ["cpp", "node"], indirect=True)

@@ -160,9 +160,12 @@ std::string sha256_hex(std::string_view bytes) { return hex(sha256_raw(bytes)); 
 
 std::string read_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file) throw std::invalid_argument("cannot read " + path);
-  return text;
+  // Of a folder, which opens as a file does, the first read fails.
+  if (!file || fs::is_directory(path)) {
+    std::string why = fs::exists(path) ? "it is not a file that this user may read" : "no such file";
+    throw std::invalid_argument("cannot read " + path + ": " + why);
+  }
+  return {std::istreambuf_iterator<char>(file), {}};
 }
 
 bool is_digest(const std::string& text) {

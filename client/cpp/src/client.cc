@@ -36,6 +36,17 @@ bool is_local(const std::string& address) {
   return std::regex_match(address, local);
 }
 
+// Throw std::invalid_argument for an address that gRPC would take for another: one without a port
+// for port 443, and one of an unknown scheme for a name.
+void check_address(const std::string& address) {
+  static const std::regex good(
+      "(unix|unix-abstract|xds):.+|(dns:(//[^/]*/)?|ipv4:|ipv6:)?"
+      "([^:/\\[]+|\\[[^\\]]+\\]):[1-9][0-9]{0,4}(,([^:/\\[]+|\\[[^\\]]+\\]):[1-9][0-9]{0,4})*");
+  if (!std::regex_match(address, good)) {
+    throw std::invalid_argument("an address is host:port or unix:/path, not " + address);
+  }
+}
+
 // Return a token without the line's end. gRPC aborts the process for metadata that HTTP/2 cannot
 // carry.
 std::string usable(const std::string& text) {
@@ -63,6 +74,8 @@ std::shared_ptr<grpc::Channel> channel_to(const std::string& address,
   arguments.SetMaxSendMessageSize(-1);  // the daemon says what is too large
   // Channels with equal arguments share a connection; this one belongs to one client.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  // What goes to this machine, a token too, is no business of a proxy that the environment names.
+  if (is_local(address)) arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   // After a failed connection, gRPC fails each call until it tries again.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
@@ -113,6 +126,10 @@ std::string section_of(std::string_view compiled) {
       "cannot use compatibility: these bytes are nothing that wasmtime compiled");
 }
 
+// The setting that makes an artifact one of the engine's fast compiler.
+const std::map<std::string, std::pair<std::string, std::string>> kFast = {
+    {"wasmtime", {"strategy", "winch"}}, {"wasmer", {"compiler", "singlepass"}}};
+
 bool includes(const Settings& all, const Settings& part) {
   return std::includes(all.begin(), all.end(), part.begin(), part.end());
 }
@@ -125,6 +142,10 @@ void check_header(const v1::CompileRequest& asked, const std::string& sha256,
   const std::string id = name + "-" + got.engine().version();
   Settings wanted(asked.settings().begin(), asked.settings().end());
   Settings changed(got.changed_settings().begin(), got.changed_settings().end());
+  auto fast = kFast.find(name);
+  bool is_fast = fast != kFast.end() && changed.count(fast->second.first) &&
+                 changed[fast->second.first] == fast->second.second;
+  if (is_fast && asked.accept_fast()) changed.erase(fast->second.first);
   Settings stated(got.settings().begin(), got.settings().end());
   // Settings that artifacts of earlier daemons do not state, and what these artifacts have.
   stated.insert({{"strategy", "cranelift"},
@@ -154,7 +175,7 @@ void check_header(const v1::CompileRequest& asked, const std::string& sha256,
       // A setting that the call did not name has to have the engine's default, unless the host's
       // engine was shown, which compares them itself.
       {"changed setting", !asked.compatibility().empty() || includes(wanted, changed)},
-      {"compiler", !got.is_fast() || !changed.empty()},
+      {"compiler", got.is_fast() == is_fast},
       {"encoding", got.content_encoding().empty()},
       {"beginning", got.offset_bytes() == 0 ||
                         (got.offset_bytes() == asked.offset_bytes() &&
@@ -436,6 +457,7 @@ struct Client::State {
     request.mutable_settings()->insert(how.settings.begin(), how.settings.end());
     request.set_inline_limit_bytes(kInlineBytes);
     request.set_skip_cache_lookup(how.skip_cache_lookup);
+    request.set_accept_fast(how.accept_fast);
     const std::string section = how.compatibility ? section_of(*how.compatibility) : "";
     if (how.compatibility) request.set_compatibility(sha256_raw(section));
     // Where no tier takes so large a module, it has to come with the request.
@@ -463,6 +485,7 @@ struct Client::State {
 
 Client::Client(const std::string& address, ClientOptions options)
     : state_(std::make_unique<State>()) {
+  check_address(address);
   usable(options.token);
   bool has_token = !options.token.empty() || !options.token_file.empty();
   if (has_token && !options.tls && !is_local(address)) {
@@ -498,6 +521,17 @@ v1::LoadResponse Client::load(std::string_view module, const CompileOptions& opt
     if (loaded->sha256() == shared.module) return *loaded;
     refuse("UNEXPECTED_ANSWER", "loaded " + shared.module + ", the answer is about another");
   });
+}
+
+std::vector<v1::ArtifactKey> Client::find_missing(const std::vector<v1::ArtifactKey>& keys,
+                                                  const CompileOptions& options) {
+  Shared shared(options, state_->options.timeout, "");
+  v1::FindMissingRequest request;
+  request.mutable_keys()->Assign(keys.begin(), keys.end());
+  auto answer = state_->persist(shared, [&] {
+    return state_->unary(&v1::ModuleService::Stub::FindMissing, request, shared);
+  });
+  return {answer.missing().begin(), answer.missing().end()};
 }
 
 v1::StatsResponse Client::stats(const CompileOptions& options) {

@@ -19,9 +19,6 @@ std::string sha256_raw(std::string_view bytes);
 std::string sha256_hex(std::string_view bytes);
 bool is_digest(const std::string& text);
 
-// Return a file's content. Throw std::invalid_argument if it cannot be read.
-std::string read_file(const std::string& path);
-
 // Return the keys in a text by their ids. Throw std::invalid_argument if there is none.
 TrustedKeys parse_keys(const std::string& text);
 

@@ -48,6 +48,9 @@ struct ClientOptions {
   std::string service_config;
 };
 
+// Return a file's content. Throw std::invalid_argument if it cannot be read.
+std::string read_file(const std::string& path);
+
 // Return the public keys in a PEM file, or in the files *.pem of a folder. Of a folder, the
 // revocations in revoked/ count too, which is in it or, where it is called "trusted", beside it.
 // Throw std::invalid_argument where no key is left, or a file cannot be read.
@@ -83,6 +86,9 @@ struct CompileOptions {
   std::optional<std::string> compatibility;
   // Whether the daemon compiles even if it has the artifact.
   bool skip_cache_lookup = false;
+  // Whether code of the engine's fast compiler will do (header.is_fast()), while the daemon compiles
+  // the optimised code behind other work.
+  bool accept_fast = false;
   // Whether the call waits behind all others.
   bool is_background = false;
   // Instead of the client's own.
@@ -103,7 +109,7 @@ struct Artifact {
 // time lasts: where no daemon answers, or it is busy. What was interrupted resumes.
 class Client {
  public:
-  // An address: host:port, unix:/path, or any name that gRPC resolves.
+  // An address: host:port, unix:/path, unix-abstract:name, or with dns:, ipv4:, ipv6: or xds: before.
   explicit Client(const std::string& address, ClientOptions options = {});
   ~Client();
   Client(Client&&) noexcept;
@@ -115,7 +121,10 @@ class Client {
   Artifact compile_digest(const std::string& sha256, const CompileOptions& options = {});
   // Validate a module by the engine of the options and store it, to be compiled by its digest.
   v1::LoadResponse load(std::string_view module, const CompileOptions& options = {});
-  // These two take of the options when and by whom the call ends.
+  // Return those of the keys whose artifacts no tier of the daemon has.
+  std::vector<v1::ArtifactKey> find_missing(const std::vector<v1::ArtifactKey>& keys,
+                                            const CompileOptions& options = {});
+  // These two are asked once. All three take of the options when and by whom the call ends.
   v1::StatsResponse stats(const CompileOptions& options = {});
   v1::GetCapabilitiesResponse capabilities(const CompileOptions& options = {});
 
