@@ -12,7 +12,8 @@ import java.util.Map;
  *
  * <pre>Asks ADDRESS MODULE.wasm [--key PATH] [--engine ID] [--ca CA.pem] [--token-file FILE]
  *     [--digest SHA256] [--timeout-ms N] [--times N] [--out FILE] [--load yes] [--pause call]
- *     [--compatibility FILE]</pre>
+ *     [--compatibility FILE] [--fresh yes]
+ *     [--accept-fast yes] [--missing SHA256]</pre>
  *
  * <p>With {@code --load} it loads the module, as background work. With {@code --pause call} a line
  * on standard input ends all calls; with {@code --pause file}, which Go's and Node's program have,
@@ -67,6 +68,12 @@ public final class Asks {
       builder.tokenFile(Path.of(FLAGS.get("--token-file")));
     }
     CompileOptions options = CompileOptions.defaults().engine(FLAGS.getOrDefault("--engine", ""));
+    if (FLAGS.containsKey("--fresh")) {
+      options = options.skipCacheLookup();
+    }
+    if (FLAGS.containsKey("--accept-fast")) {
+      options = options.acceptFast();
+    }
     if (FLAGS.containsKey("--timeout-ms")) {
       options = options.timeout(Duration.ofMillis(Long.parseLong(FLAGS.get("--timeout-ms"))));
     }

@@ -19,6 +19,9 @@ import java.util.Map;
  * @param compatibility what the host's own engine says of itself; empty to name what to compile for
  * @param isBackground whether the call waits behind all others
  * @param timeout how long the call may take; null for the client's own
+ * @param skipsCacheLookup whether the daemon compiles even if it has the artifact
+ * @param acceptsFast whether code of the engine's fast compiler will do, while the daemon compiles
+ *     the optimised code behind other work
  */
 public record CompileOptions(
     String engine,
@@ -27,7 +30,9 @@ public record CompileOptions(
     Map<String, String> settings,
     ByteString compatibility,
     boolean isBackground,
-    Duration timeout) {
+    Duration timeout,
+    boolean skipsCacheLookup,
+    boolean acceptsFast) {
   private static final ByteString ZERO = ByteString.copyFromUtf8("\0");
   private static final ByteString WASM = ByteString.copyFromUtf8("\0asm");
   private static final ByteString ELF = ByteString.copyFromUtf8("\177ELF\2");
@@ -38,6 +43,18 @@ public record CompileOptions(
     settings = Map.copyOf(settings);
   }
 
+  /** Make options whose last two are not set. */
+  public CompileOptions(
+      String engine,
+      String target,
+      String cpu,
+      Map<String, String> settings,
+      ByteString compatibility,
+      boolean isBackground,
+      Duration timeout) {
+    this(engine, target, cpu, settings, compatibility, isBackground, timeout, false, false);
+  }
+
   /** Return options for the default engine with its defaults, on the daemon's machine. */
   public static CompileOptions defaults() {
     return new CompileOptions("", "", "", Map.of(), ByteString.EMPTY, false, null);
@@ -45,22 +62,30 @@ public record CompileOptions(
 
   /** Return these options with an engine. */
   public CompileOptions engine(String engine) {
-    return new CompileOptions(engine, target, cpu, settings, compatibility, isBackground, timeout);
+    return new CompileOptions(
+        engine, target, cpu, settings, compatibility, isBackground, timeout, skipsCacheLookup,
+        acceptsFast);
   }
 
   /** Return these options with a target. */
   public CompileOptions target(String target) {
-    return new CompileOptions(engine, target, cpu, settings, compatibility, isBackground, timeout);
+    return new CompileOptions(
+        engine, target, cpu, settings, compatibility, isBackground, timeout, skipsCacheLookup,
+        acceptsFast);
   }
 
   /** Return these options with a level of CPU features. */
   public CompileOptions cpu(String cpu) {
-    return new CompileOptions(engine, target, cpu, settings, compatibility, isBackground, timeout);
+    return new CompileOptions(
+        engine, target, cpu, settings, compatibility, isBackground, timeout, skipsCacheLookup,
+        acceptsFast);
   }
 
   /** Return these options with settings of the engine. */
   public CompileOptions settings(Map<String, String> settings) {
-    return new CompileOptions(engine, target, cpu, settings, compatibility, isBackground, timeout);
+    return new CompileOptions(
+        engine, target, cpu, settings, compatibility, isBackground, timeout, skipsCacheLookup,
+        acceptsFast);
   }
 
   /**
@@ -73,17 +98,35 @@ public record CompileOptions(
    */
   public CompileOptions compatibility(byte[] compiled) {
     ByteString compatibility = sectionOf(compiled);
-    return new CompileOptions(engine, target, cpu, settings, compatibility, isBackground, timeout);
+    return new CompileOptions(
+        engine, target, cpu, settings, compatibility, isBackground, timeout, skipsCacheLookup,
+        acceptsFast);
   }
 
   /** Return these options for a call that waits behind all others. */
   public CompileOptions background() {
-    return new CompileOptions(engine, target, cpu, settings, compatibility, true, timeout);
+    return new CompileOptions(
+        engine, target, cpu, settings, compatibility, true, timeout, skipsCacheLookup,
+        acceptsFast);
   }
 
   /** Return these options with a limit of time. */
   public CompileOptions timeout(Duration timeout) {
-    return new CompileOptions(engine, target, cpu, settings, compatibility, isBackground, timeout);
+    return new CompileOptions(
+        engine, target, cpu, settings, compatibility, isBackground, timeout, skipsCacheLookup,
+        acceptsFast);
+  }
+
+  /** Return these options for a call that has the daemon compile even if it has the artifact. */
+  public CompileOptions skipCacheLookup() {
+    return new CompileOptions(
+        engine, target, cpu, settings, compatibility, isBackground, timeout, true, acceptsFast);
+  }
+
+  /** Return these options for code that may be of the engine's fast compiler: header.is_fast. */
+  public CompileOptions acceptFast() {
+    return new CompileOptions(
+        engine, target, cpu, settings, compatibility, isBackground, timeout, skipsCacheLookup, true);
   }
 
   /** Return the section in which wasmtime says for which engine; a section as it is. */

@@ -11,17 +11,16 @@ import java.time.Duration;
 import java.util.*;
 import java.util.concurrent.ThreadLocalRandom;
 import java.util.concurrent.TimeUnit;
-import java.util.concurrent.locks.LockSupport;
 import java.util.function.Function;
+import java.util.function.Supplier;
 
 /**
  * Calls one daemon. Safe for many threads at once.
  *
  * <p>{@link #compile} asks by the module's SHA-256 first and uploads the module only if the daemon
  * lacks it. What it returns was checked: size and SHA-256, the header against the call and, with
- * trusted keys, a signature. The client retries nothing by itself, apart from the upload and from
- * what was cut: a download, or the upload of a module above 8 MiB, goes on where it stood, as long
- * as each further call gets further.
+ * trusted keys, a signature. A call that fetches code or sends a module tries again while its time
+ * lasts, where no daemon answers or it is busy. What was interrupted resumes.
  */
 public final class WasmkilnClient implements AutoCloseable {
   // A daemon puts no larger artifact into its header's message.
@@ -31,6 +30,8 @@ public final class WasmkilnClient implements AutoCloseable {
   private static final int PIECE_BYTES = 256 << 10;
   // How long the client leaves an upload to the call that took it over.
   private static final Duration OTHER_UPLOAD = Duration.ofSeconds(1);
+  private static final long FIRST_PAUSE_MS = 100;
+  private static final long LONGEST_PAUSE_MS = 2_000;
   // Settings that artifacts of earlier daemons do not state, and what these artifacts have.
   private static final Map<String, String> UNSTATED =
       Map.ofEntries(
@@ -48,6 +49,11 @@ public final class WasmkilnClient implements AutoCloseable {
           Map.entry("wasm_component_model_async_stackful", "false"),
           Map.entry("wasm_component_model_canonical_names", "false"),
           Map.entry("wasm_component_model_more_async_builtins", "false"));
+
+  // The setting that makes an artifact one of the engine's fast compiler.
+  private static final Map<String, Map.Entry<String, String>> FAST =
+      Map.of(
+          "wasmtime", Map.entry("strategy", "winch"), "wasmer", Map.entry("compiler", "singlepass"));
 
   private final ManagedChannel channel;
   private final ClientBuilder options;
@@ -143,6 +149,11 @@ public final class WasmkilnClient implements AutoCloseable {
     ArtifactHeader header = ArtifactHeader.getDefaultInstance();
     ByteString bytes = ByteString.EMPTY;
     final ByteString compatibility;
+    // Tries since more arrived than ever before, and how much that is.
+    private int tries;
+    private long most;
+    // Why the last try failed.
+    private WasmkilnException failure;
     private final Duration timeout;
     private final Deadline deadline;
     private final String requestId =
@@ -156,6 +167,62 @@ public final class WasmkilnClient implements AutoCloseable {
       priority = how.isBackground() ? "background" : "";
       timeout = how.timeout() == null ? options.timeout : how.timeout();
       deadline = Deadline.after(timeout.toMillis(), TimeUnit.MILLISECONDS);
+    }
+
+    /** Note that so many bytes of the module or artifact are where they have to be. */
+    void arrived(long bytes) {
+      tries = bytes > most ? 0 : tries;
+      most = Math.max(most, bytes);
+    }
+
+    /** Try as long as the time lasts and another try may help: docs/reference/api.md. */
+    <T> T persist(Supplier<T> run) {
+      tries = 0;
+      most = 0;
+      failure = null;
+      while (true) {
+        try {
+          return run.get();
+        } catch (WasmkilnException refused) {
+          pause(refused);
+        }
+      }
+    }
+
+    /** Wait before another try, or throw the error if no other can follow. */
+    private void pause(WasmkilnException refused) {
+      if (refused.code() == Status.Code.DEADLINE_EXCEEDED && failure != null) {
+        throw failure;
+      }
+      // Its caller leaves the upload to the call that took it over.
+      boolean isOther = refused.reason().equals("UPLOAD_INTERRUPTED");
+      boolean isPassing = refused.isCut() || refused.retryAfter().isPresent();
+      if (isOther || !isPassing || channel.isShutdown()) {
+        throw refused;
+      }
+      long longest = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS << Math.min(tries++, 10));
+      long pause = ThreadLocalRandom.current().nextLong(longest / 2, longest + 1);
+      pause += refused.retryAfter().orElse(Duration.ZERO).toMillis();
+      if (pause > deadline.timeRemaining(TimeUnit.MILLISECONDS)) {
+        throw refused;
+      }
+      failure = refused;
+      sleep(pause);
+    }
+
+    /** Wait until the time is over, or the call or the client ends, which the next request tells. */
+    void sleep(long pauseMs) {
+      Deadline end = Deadline.after(pauseMs, TimeUnit.MILLISECONDS).minimum(deadline);
+      try {
+        while (!end.isExpired() && !Context.current().isCancelled()) {
+          long left = Math.max(1, end.timeRemaining(TimeUnit.MILLISECONDS));
+          if (channel.awaitTermination(Math.min(20, left), TimeUnit.MILLISECONDS)) {
+            return;
+          }
+        }
+      } catch (InterruptedException interrupted) {
+        Thread.currentThread().interrupt();
+      }
     }
 
     <T> T make(Function<ModuleServiceBlockingStub, T> method) {
@@ -197,28 +264,25 @@ public final class WasmkilnClient implements AutoCloseable {
 
   /**
    * Have the daemon take a module: a large one in pieces, if the daemon knows that, and others in
-   * one message. An upload that is cut goes on until a try begins where the one before began.
-   * Return null where another call has taken it over, and may have ended it.
+   * one message. Return null where another call has taken an upload over, and may have ended it.
    */
   private LoadResponse load(Call call, byte[] module, String engine) {
     var query = QueryUploadRequest.newBuilder().setSha256(call.module).build();
     var first = UploadRequest.newBuilder().setSha256(call.module).setEngine(engine);
     try {
-      for (long before = -1, begin; module.length > UPLOAD_ABOVE_BYTES; before = begin) {
-        long held = call.make(stub -> stub.queryUpload(query)).getHeldBytes();
-        begin = Math.min(held & Long.MAX_VALUE, module.length);
-        first.setSizeBytes(module.length).setOffset(begin);
-        try {
-          return call.make(stub -> send(stub, first.build(), module));
-        } catch (WasmkilnException cut) {
-          if (cut.code() != Status.Code.UNAVAILABLE || begin <= before) {
-            throw cut;
-          }
-        }
+      if (module.length > UPLOAD_ABOVE_BYTES) {
+        return call.persist(
+            () -> {
+              long held = call.make(stub -> stub.queryUpload(query)).getHeldBytes();
+              long begin = Math.min(held & Long.MAX_VALUE, module.length);
+              call.arrived(begin);
+              first.setSizeBytes(module.length).setOffset(begin);
+              return call.make(stub -> send(stub, first.build(), module));
+            });
       }
     } catch (WasmkilnException refused) {
       if (refused.reason().equals("UPLOAD_INTERRUPTED")) {
-        LockSupport.parkNanos(OTHER_UPLOAD.toNanos());
+        call.sleep(OTHER_UPLOAD.toMillis());
         return null;
       }
       if (refused.code() != Status.Code.UNIMPLEMENTED) {
@@ -227,26 +291,53 @@ public final class WasmkilnClient implements AutoCloseable {
     }
     ByteString bytes = UnsafeByteOperations.unsafeWrap(module);
     LoadRequest request = LoadRequest.newBuilder().setModule(bytes).setEngine(engine).build();
-    return call.make(stub -> stub.load(request));
+    return call.persist(() -> call.make(stub -> stub.load(request)));
   }
 
-  /** Make an Upload call. As of one message, gRPC holds what the daemon has not taken yet. */
+  /** Make an Upload call, which sends the next piece once gRPC has room for it. */
   private static LoadResponse send(
       ModuleServiceBlockingStub stub, UploadRequest first, byte[] module) {
     var one = stub.getChannel().newCall(ModuleServiceGrpc.getUploadMethod(), stub.getCallOptions());
     var inPieces =
         new ForwardingClientCall.SimpleForwardingClientCall<>(one) {
+          private UploadRequest.Builder next;
+          private int at;
+
           @Override
-          public void sendMessage(UploadRequest message) {
-            int at = (int) message.getOffset();
-            var next = message.toBuilder();
-            do {
+          public void start(Listener<UploadResponse> listener, Metadata headers) {
+            super.start(
+                new ForwardingClientCallListener.SimpleForwardingClientCallListener<>(listener) {
+                  @Override
+                  public void onReady() {
+                    sendPieces();
+                  }
+                },
+                headers);
+          }
+
+          @Override
+          public synchronized void sendMessage(UploadRequest message) {
+            next = message.toBuilder();
+            at = (int) message.getOffset();
+            sendPieces();
+          }
+
+          @Override
+          public void halfClose() {
+            // Behind the last piece.
+          }
+
+          private synchronized void sendPieces() {
+            while (next != null && isReady()) {
               int size = Math.min(PIECE_BYTES, module.length - at);
               next.setOffset(at).setData(UnsafeByteOperations.unsafeWrap(module, at, size));
               super.sendMessage(next.build());
-              next = UploadRequest.newBuilder();
               at += size;
-            } while (at < module.length);
+              next = at < module.length ? UploadRequest.newBuilder() : null;
+              if (next == null) {
+                super.halfClose();
+              }
+            }
           }
         };
     return ClientCalls.blockingUnaryCall(inPieces, first).getLoaded();
@@ -261,29 +352,37 @@ public final class WasmkilnClient implements AutoCloseable {
         .setTarget(options.target())
         .setCpu(options.cpu())
         .putAllSettings(options.settings())
+        .setSkipCacheLookup(options.skipsCacheLookup())
+        .setAcceptFast(options.acceptsFast())
         .setCompatibility(ByteString.copyFrom(HexFormat.of().parseHex(key)))
         .setInlineLimitBytes(INLINE_LIMIT_BYTES);
   }
 
-  /** Make a Compile call. If it is cut, go on behind what came, as long as more comes each time. */
+  /** Make a Compile call. If it is cut, go on behind what came. */
   private Artifact ask(Call call, CompileRequest.Builder request) {
-    while (true) {
-      request.setOffsetBytes(call.bytes.size()).setArtifactSha256(call.header.getArtifactSha256());
-      CompileRequest asked = request.build();
-      try {
-        return call.make(stub -> receive(stub.compile(asked), asked, call));
-      } catch (WasmkilnException cut) {
-        boolean isKey = !asked.getCompatibility().equals(call.compatibility);
-        if (cut.reason().equals("COMPATIBILITY_UNKNOWN") && isKey) {
-          request.setCompatibility(call.compatibility);
-          continue;
-        }
-        boolean isMore = call.bytes.size() > asked.getOffsetBytes();
-        if (cut.code() != Status.Code.UNAVAILABLE || !isMore) {
-          throw cut;
-        }
+    call.header = ArtifactHeader.getDefaultInstance();
+    call.bytes = ByteString.EMPTY;
+    try {
+      return call.persist(
+          () -> {
+            var next = request.clone().setOffsetBytes(call.bytes.size());
+            if (!call.bytes.isEmpty()) {
+              next.setArtifactSha256(call.header.getArtifactSha256());
+            }
+            if (call.header.hasEngine()) {
+              // The daemon has compiled it for this call, and need not again.
+              next.setSkipCacheLookup(false);
+            }
+            CompileRequest asked = next.build();
+            return call.make(stub -> receive(stub.compile(asked), asked, call));
+          });
+    } catch (WasmkilnException refused) {
+      boolean isKey = !request.getCompatibility().equals(call.compatibility);
+      if (!refused.reason().equals("COMPATIBILITY_UNKNOWN") || !isKey) {
+        throw refused;
       }
     }
+    return ask(call, request.setCompatibility(call.compatibility));
   }
 
   private Artifact receive(Iterator<CompileResponse> answers, CompileRequest request, Call got) {
@@ -302,6 +401,7 @@ public final class WasmkilnClient implements AutoCloseable {
       long room = header == null ? 0 : header.getSizeBytes() - got.bytes.size();
       require(part.size() <= room, "the artifact is longer than its header says, or before it");
       got.bytes = got.bytes.concat(part);
+      got.arrived(got.bytes.size());
     }
     require(header != null, "the daemon's answer ended without a header");
     byte[] bytes = got.bytes.toByteArray();
@@ -323,7 +423,12 @@ public final class WasmkilnClient implements AutoCloseable {
     String name = header.getEngine().getName();
     String id = name + "-" + header.getEngine().getVersion();
     var asked = request.getSettingsMap().entrySet();
-    var changed = header.getChangedSettingsMap().entrySet();
+    var changed = new HashSet<>(header.getChangedSettingsMap().entrySet());
+    var fast = FAST.get(name);
+    boolean isFast = changed.contains(fast);
+    if (isFast && request.getAcceptFast()) {
+      changed.remove(fast);
+    }
     Map<String, String> stated = new HashMap<>(UNSTATED);
     stated.putAll(header.getSettingsMap());
     same("module", digest.equals(header.getModuleSha256()));
@@ -335,7 +440,7 @@ public final class WasmkilnClient implements AutoCloseable {
     // A setting that the call did not name has to have the engine's default, unless the host's
     // engine was shown, which compares them itself.
     same("changed setting", !request.getCompatibility().isEmpty() || asked.containsAll(changed));
-    same("compiler", !header.getIsFast() || !changed.isEmpty());
+    same("compiler", header.getIsFast() == isFast);
     same("encoding", header.getContentEncoding().isEmpty());
     boolean isRest =
         header.getOffsetBytes() == request.getOffsetBytes()

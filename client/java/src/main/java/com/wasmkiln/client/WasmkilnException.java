@@ -10,6 +10,7 @@ import io.grpc.StatusRuntimeException;
 import io.grpc.protobuf.StatusProto;
 import java.time.Duration;
 import java.util.*;
+import javax.net.ssl.SSLException;
 
 /**
  * Every failure of a call. Decide by {@link #reason()}: docs/reference/errors.md has the daemon's.
@@ -65,6 +66,18 @@ public final class WasmkilnException extends RuntimeException {
   /** The fields of the request that the daemon refused, and why. */
   public List<BadRequest.FieldViolation> violations() {
     return violations;
+  }
+
+  /** Return whether the connection failed, or broke in a way that another try may heal. */
+  boolean isCut() {
+    for (Throwable cause = getCause(); cause != null; cause = cause.getCause()) {
+      if (cause instanceof SSLException) {
+        return false;
+      }
+    }
+    // gRPC has other codes for a stream that the other side reset.
+    boolean isReset = metadata.getOrDefault("detail", "").contains("RST_STREAM");
+    return code == Status.Code.UNAVAILABLE || isReset;
   }
 
   /** Return the exception for a call that failed. */
