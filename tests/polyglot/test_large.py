@@ -233,3 +233,13 @@ def test_a_module_that_is_gone_when_a_download_goes_on(
     assert asks.once(liar.address, large).what == "compiled"
     assert all(bool(each.offset_bytes) == bool(each.artifact_sha256) for each in asked)
     assert [bool(each.offset_bytes) for each in asked[:2]] == [False, True]
+
+
+@pytest.mark.parametrize("asks", ["java"], indirect=True)
+def test_an_upload_is_not_held_twice(kiln: Kiln, asks: Asks) -> None:
+    """The heap has room for the module, and for no copy of it in buffers."""
+    module = large_module(kiln, "streamed")
+    java, *words = asks.argv
+    flags = ["-Xmx32m", "-Dio.netty.noPreferDirect=true", "-Dio.netty.allocator.type=unpooled"]
+    small = Asks("java", [java, *flags, *words])
+    assert small.once(kiln.address, module, "--load", "yes").what == "loaded"
