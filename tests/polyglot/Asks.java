@@ -86,6 +86,12 @@ public final class Asks {
         say("loaded", "", loaded.getEngine(), "", loaded.getSha256());
         return;
       }
+      if (FLAGS.containsKey("--missing")) {
+        var key = com.wasmkiln.v1.ArtifactKey.newBuilder();
+        key.setModuleSha256(FLAGS.get("--missing")).setEngine(options.engine());
+        say("missing", "", "", "" + client.findMissing(java.util.List.of(key.build())).size(), "");
+        return;
+      }
       String digest = FLAGS.get("--digest");
       Artifact artifact =
           digest != null ? client.compileDigest(digest, options) : client.compile(module, options);

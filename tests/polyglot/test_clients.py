@@ -43,7 +43,7 @@ from tests.polyglot.lies import TrueAnswer, dying_server
 pytestmark = pytest.mark.timeout(builds.BUILD_TIMEOUT_S)
 MAPPING = ["go", "node"]
 """Those that take files of the host store."""
-CLIENTS = ["cpp"]
+CLIENTS = ["cpp", "java"]
 """Those that these tests are for."""
 
 
@@ -453,7 +453,7 @@ def test_it_asks_which_artifacts_are_missing(asks: Asks, kiln: Kiln) -> None:
     assert asks.once(*call, "--missing", digest).size_or_cause == "0"
 
 
-@pytest.mark.parametrize("asks", ["cpp", "java"], indirect=True)
+@pytest.mark.parametrize("asks", CLIENTS, indirect=True)
 def test_code_of_the_fast_compiler(asks: Asks, kiln: Kiln, tmp_path: Path) -> None:
     """Only for a call that accepts it."""
     module, fast, best = kiln.fresh_module(), tmp_path / "fast", tmp_path / "best"

@@ -13,8 +13,14 @@ public final class ClientBuilder implements Cloneable {
   private static final int MAX_MESSAGE_BYTES = 64 << 20;
   private static final Pattern LOCAL =
       Pattern.compile(
-          "unix:.*|(dns:(///)?)?"
+          "(dns:(///)?)?"
               + "(127(\\.[0-9]{1,3}){3}|\\[::1\\]|([^,/:]+\\.)?localhost)(:[0-9]+)?");
+
+  // Without a port gRPC connects to 80 or 443. With "///" it is for a resolver of the program.
+  private static final Pattern ADDRESS =
+      Pattern.compile(
+          "(?!dns:|https?:)[a-z0-9+.-]+:///.+|xds:.+"
+              + "|(dns:(//[^/]*/)?)?([^:/\\[]+|\\[[^\\]]+\\]):[1-9][0-9]{0,4}");
 
   final String address;
   TrustedKeys trusted = TrustedKeys.none();
@@ -79,6 +85,9 @@ public final class ClientBuilder implements Cloneable {
 
   /** Return the client. It connects with the first call. */
   public WasmkilnClient build() {
+    if (channel == null && !ADDRESS.matcher(address).matches()) {
+      throw new IllegalArgumentException("an address is host:port, not " + address);
+    }
     boolean hasToken = !token.isEmpty() || tokenFile != null;
     if (channel == null && hasToken && !isSecure && !LOCAL.matcher(address).matches()) {
       throw new IllegalArgumentException(
@@ -87,12 +96,16 @@ public final class ClientBuilder implements Cloneable {
     }
     ManagedChannel opened = channel;
     if (opened == null) {
-      opened =
+      var builder =
           Grpc.newChannelBuilder(address, credentials)
               .maxInboundMessageSize(MAX_MESSAGE_BYTES)
               .userAgent("wasmkiln-java")
-              .disableRetry()
-              .build();
+              .disableRetry();
+      if (LOCAL.matcher(address).matches()) {
+        // What goes to this machine, a token too, is no business of a proxy.
+        builder.proxyDetector(server -> null);
+      }
+      opened = builder.build();
     }
     try {
       return new WasmkilnClient(opened, (ClientBuilder) clone());

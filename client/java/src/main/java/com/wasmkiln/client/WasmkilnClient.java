@@ -130,6 +130,13 @@ public final class WasmkilnClient implements AutoCloseable {
     return answer;
   }
 
+  /** Return those of the keys whose artifacts no tier of the daemon has. */
+  public List<ArtifactKey> findMissing(List<ArtifactKey> keys) {
+    Call call = new Call("", CompileOptions.defaults());
+    var request = FindMissingRequest.newBuilder().addAllKeys(keys).build();
+    return call.persist(() -> call.make(stub -> stub.findMissing(request))).getMissingList();
+  }
+
   /** Return the daemon's counters. */
   public StatsResponse stats() {
     return new Call("", CompileOptions.defaults())
