@@ -162,7 +162,8 @@ std::string read_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   // Of a folder, which opens as a file does, the first read fails.
   if (!file || fs::is_directory(path)) {
-    std::string why = fs::exists(path) ? "it is not a file that this user may read" : "no such file";
+    std::string why = "no such file";
+    if (fs::exists(path)) why = "it is not a file that this user may read";
     throw std::invalid_argument("cannot read " + path + ": " + why);
   }
   return {std::istreambuf_iterator<char>(file), {}};

@@ -86,8 +86,8 @@ struct CompileOptions {
   std::optional<std::string> compatibility;
   // Whether the daemon compiles even if it has the artifact.
   bool skip_cache_lookup = false;
-  // Whether code of the engine's fast compiler will do (header.is_fast()), while the daemon compiles
-  // the optimised code behind other work.
+  // Whether code of the engine's fast compiler will do (header.is_fast()), while the daemon
+  // compiles the optimised code behind other work.
   bool accept_fast = false;
   // Whether the call waits behind all others.
   bool is_background = false;
@@ -105,11 +105,12 @@ struct Artifact {
 };
 
 // May be used by many threads at once. Each call throws a WasmkilnError; arguments that make no
-// sense are a std::invalid_argument. A call that fetches code or sends a module tries again while its
-// time lasts: where no daemon answers, or it is busy. What was interrupted resumes.
+// sense are a std::invalid_argument. A call that fetches code or sends a module tries again while
+// its time lasts: where no daemon answers, or it is busy. What was interrupted resumes.
 class Client {
  public:
-  // An address: host:port, unix:/path, unix-abstract:name, or with dns:, ipv4:, ipv6: or xds: before.
+  // An address: host:port, unix:/path or unix-abstract:name; dns:, ipv4:, ipv6: or xds: before
+  // others.
   explicit Client(const std::string& address, ClientOptions options = {});
   ~Client();
   Client(Client&&) noexcept;
