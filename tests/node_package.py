@@ -94,13 +94,18 @@ def npm_ci(source: Path, folder: Path, *words: str) -> None:
         pytest.skip(f"npm cannot install: {done.stderr.strip()[-300:]}")
 
 
+def copy_sources(to: Path) -> None:
+    """Copy what npm packs as a checkout has it: packing writes into it."""
+    shutil.copytree(SOURCE, to / "client" / "node", ignore=shutil.ignore_patterns("node_modules"))
+    shutil.copytree(ROOT / "protos", to / "protos")
+    shutil.copy(ROOT / "LICENSE", to)
+
+
 def _put_package(installed: NodePackage) -> None:
     """Pack a copy of the sources, since that writes into them, and unpack it."""
     copy = installed.folder / "copy"
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(SOURCE, copy / "client" / "node", ignore=shutil.ignore_patterns("node_modules"))
-    shutil.copytree(ROOT / "protos", copy / "protos")
-    shutil.copy(ROOT / "LICENSE", copy)
+    copy_sources(copy)
     package = copy / "client" / "node"
     # With scripts: `prepack` fills the package.
     done = _npm(package, "pack", "--json", "--ignore-scripts=false")

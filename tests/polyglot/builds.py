@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,13 +100,8 @@ def readme(client: Path, language: str) -> str:
 
 
 def go_program(folder: Path) -> Asks:
-    """Build Go's program, and the README's example."""
-    go = Go(folder)
-    source = go.folder / "workspace" / "src" / "readme" / "readme.go"
-    source.parent.mkdir(exist_ok=True)
-    source.write_text(readme(ROOT / "client" / "go", "go"))
-    go("go", "build", "-o", os.devnull, "readme")
-    return Asks("go", [go.build("asks", str(HERE / "asks.go"))])
+    """Build Go's program."""
+    return Asks("go", [Go(folder).build("asks", str(HERE / "asks.go"))])
 
 
 def node_program(folder: Path) -> Asks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,3 +75,30 @@ class Go:
         flags = f"-L{library.parent} -l:_libwasmtime.so -Wl,-rpath,{library.parent}"
         words = ["-tags", "wasmtime", "./hosts/wasmtime"]
         return self.build("host", *words, environ={"CGO_LDFLAGS": flags})
+
+
+@dataclass(frozen=True)
+class OfflineModules:
+    """What makes Go take Debian's packages as modules, without the network."""
+
+    environ: Mapping[str, str]
+    lines: list[str]
+    """To be run behind `go mod init`."""
+
+
+def offline_modules(cache: Path, folder: Path) -> OfflineModules:
+    """Return it for a module in a folder."""
+    sources = Path(_DEBIAN) / "src"
+    # The one that Debian has as a part of another.
+    rpc = "google.golang.org/genproto/googleapis/rpc"
+    shutil.copytree(sources / rpc, folder / "rpc")
+    (folder / "rpc" / "go.mod").write_text(f"module {rpc}\n")
+    names = ["google.golang.org/grpc", "google.golang.org/protobuf", "github.com/golang/protobuf"]
+    names += [f"golang.org/x/{each}" for each in ("net", "sys", "text")]
+    places = {rpc: folder / "rpc"} | {name: sources / name for name in names}
+    # Debian generated parts of it anew, for a newer Go than its go.mod names.
+    flags = "-mod=mod -gcflags=google.golang.org/grpc/...=-lang=go1.22"
+    environ = {"GOPROXY": "off", "GOTOOLCHAIN": "local", "GOFLAGS": flags}
+    environ["GOCACHE"] = str(cache / "cache")
+    lines = [f"go mod edit -replace {name}={place}" for name, place in places.items()]
+    return OfflineModules(environ, lines)
