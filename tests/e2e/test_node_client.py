@@ -49,7 +49,7 @@ def test_an_import(package: NodePackage, tmp_path: Path) -> None:
     module.write_bytes(adder(1))
     with Daemon(state, ["--redis-url", "none", "--workers", "1"]) as daemon:
         key.write_text(wasmkilnd("keys", "show", "--pem", "--state-dir", str(state)))
-        named = {"127.0.0.1:50051": daemon.address, "m.wasm": str(module), "key.pem": str(key)}
+        named = {"127.0.0.1:50051": daemon.address, "add.wasm": str(module), "key.pem": str(key)}
         for text, value in named.items():
             assert text in example
             example = example.replace(text, value)
@@ -57,4 +57,4 @@ def test_an_import(package: NodePackage, tmp_path: Path) -> None:
         program.write_text(example)
         done = package.run([str(program)], os.environ)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{ENGINE} ")
+    assert done.stdout.startswith(f"{ENGINE}: ")
