@@ -89,9 +89,10 @@ var (
 		`^unix(-abstract)?:|^((dns|passthrough):(///)?)?(localhost|127(\.\d+){3}|\[::1\]):\d+$`)
 	// In Go's words: failures of TLS that another attempt does not heal.
 	isLasting = regexp.MustCompile("certificate|tls: first record")
-	// In grpc-go's words: only the stream was cut, as a proxy does whose daemon is away.
+	// In grpc-go's words: only the stream was cut, also in the middle of a message, as a proxy does
+	// whose daemon is away, or a daemon that ends.
 	isCut = regexp.MustCompile(
-		"RST_STREAM with error code: (NO_ERROR|INTERNAL_ERROR|CANCEL)$|closed the stream without sending trailers$")
+		"^unexpected EOF$|RST_STREAM with error code: (NO_ERROR|INTERNAL_ERROR|CANCEL)$|closed the stream without sending trailers$")
 	// What chooses an engine's fast compiler.
 	fast = map[string]string{"strategy": "winch", "compiler": "singlepass"}
 	// Settings that artifacts of earlier daemons do not state, and what these artifacts have.
