@@ -401,7 +401,7 @@ def test_cpp_by_its_readme(asks: Asks, kiln: Kiln) -> None:
     program = builds.readme(builds.CPP, "cpp").replace("127.0.0.1:50051", kiln.address)
     (folder / "program.cc").write_text(program)
     (folder / "CMakeLists.txt").write_text(builds.readme(builds.CPP, "cmake"))
-    for name in ("key.pem", "m.wasm"):
+    for name in ("key.pem", "add.wasm"):
         (folder / name).unlink(missing_ok=True)
 
     def by_the_readme() -> subprocess.CompletedProcess[str]:
@@ -411,12 +411,12 @@ def test_cpp_by_its_readme(asks: Asks, kiln: Kiln) -> None:
     assert (done.returncode, done.stderr) == (1, f"cannot read {folder}/key.pem: no such file\n")
     (folder / "key.pem").write_text(kiln.key_file.read_text())
     done = by_the_readme()
-    assert (done.returncode, done.stderr) == (1, "cannot read m.wasm: no such file\n")
-    (folder / "m.wasm").write_bytes(b"no module")
+    assert (done.returncode, done.stderr) == (1, "cannot read add.wasm: no such file\n")
+    (folder / "add.wasm").write_bytes(b"no module")
     done = by_the_readme()
     assert done.returncode == 1
     assert done.stderr.startswith("NOT_WASM: ")
-    (folder / "m.wasm").write_bytes(kiln.module.read_bytes())
+    (folder / "add.wasm").write_bytes(kiln.module.read_bytes())
     done = by_the_readme()
     assert done.returncode == 0
     assert "wasmtime-50.0.1: " in done.stdout, done.stderr
