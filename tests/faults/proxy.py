@@ -37,6 +37,8 @@ class Line:
     """The next time that these bytes come, one bit of them is changed."""
     cut_after_bytes: int = 0
     """The connection ends after so many; 0 for never."""
+    cut_once_after_bytes: int = 0
+    """The first connection of all that carries so many ends; 0 for never."""
     stall_after_sent_bytes: int = 0
     """No more than that goes to the server, until the connection is cut; 0 for no end."""
     refuse: bool = False
@@ -131,10 +133,10 @@ class Proxy:
                 try:
                     await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
                 finally:
+                    forth.transport.abort()
                     for way in ways:
                         way.cancel()
                     await asyncio.gather(*ways, return_exceptions=True)
-                    forth.transport.abort()
         finally:
             writer.transport.abort()
             self._connections.discard(task)
@@ -176,7 +178,8 @@ class Proxy:
                 chunk = chunk.replace(line.flip_once, changed, 1)
                 self._line = GOOD
             carried, self.received_bytes = carried + len(chunk), self.received_bytes + len(chunk)
-            if line.cut_after_bytes and carried > line.cut_after_bytes:
+            cut_once = 0 if self.cuts else line.cut_once_after_bytes
+            if any(0 < end < carried for end in (line.cut_after_bytes, cut_once)):
                 self.cuts += 1
                 writer.write(chunk[: len(chunk) // 2])
                 return

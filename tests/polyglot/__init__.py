@@ -10,6 +10,7 @@ leaves them out. The same tests run with each language: its client is built, and
 - `lies`: what a server in the daemon's place may answer, and what has to come of it.
 - `test_large`: what goes in pieces, and over lines that break.
 - `test_readmes`: the first program of a README, as printed.
+- `test_restarts`: the same while the daemon restarts again and again; Python's client, too.
 - `conftest`: the fixtures. `kiln` is a daemon with a signing key, a host store and a queue that
   `full_queue` fills; `secure` is one that asks for TLS and a token; `built` is the folder below
   `.work/polyglot` where a language keeps what it builds, so that a second run builds little.
