@@ -228,6 +228,13 @@ struct Shared {
     cancellation.cancelled_.wait_until(lock, until, [&] { return cancellation.is_cancelled_; });
   }
 
+  // Return whether the caller has cancelled the call.
+  bool is_cancelled() const {
+    if (!how.cancellation) return false;
+    std::lock_guard<std::mutex> lock(how.cancellation->mutex_);
+    return how.cancellation->is_cancelled_;
+  }
+
   // Wait before another try, or throw the error if no other can follow.
   void pause(const WasmkilnError& error) {
     const ErrorDetails& details = error.details();
@@ -237,6 +244,8 @@ struct Shared {
     if (details.code == grpc::StatusCode::DEADLINE_EXCEEDED && failure) throw *failure;
     // gRPC has the codes CANCELLED, INTERNAL or UNKNOWN for a stream that the other side reset.
     bool is_cut = details.code == grpc::StatusCode::UNAVAILABLE || says("RST_STREAM");
+    // A daemon that ends cancels its calls, too.
+    is_cut = is_cut || (details.code == grpc::StatusCode::CANCELLED && !is_cancelled());
     bool is_lasting = says("handshake failed") || says("Hostname Verification") ||
                       says("Failed parsing HTTP/2");
     // Its caller leaves the upload to the call that took it over.
@@ -269,6 +278,8 @@ class Call {
  public:
   Call(const std::string& token, const Shared& shared) : cancellation_(shared.how.cancellation) {
     context.set_deadline(shared.end);
+    // gRPC connects while a request waits for that. Otherwise it looks every five seconds only.
+    context.set_wait_for_ready(shared.failure.has_value());
     context.AddMetadata("x-request-id", shared.request_id);
     if (!token.empty()) context.AddMetadata("authorization", "Bearer " + token);
     // A balancer that routes by it sends all calls about a module to the same daemon.
