@@ -92,7 +92,7 @@ var (
 	// In grpc-go's words: only the stream was cut, also in the middle of a message, as a proxy does
 	// whose daemon is away, or a daemon that ends.
 	isCut = regexp.MustCompile(
-		"^unexpected EOF$|RST_STREAM with error code: (NO_ERROR|INTERNAL_ERROR|CANCEL)$|closed the stream without sending trailers$")
+		"^(CANCELLED|unexpected EOF)$|RST_STREAM with error code: (NO_ERROR|INTERNAL_ERROR|CANCEL)$|closed the stream without sending trailers$")
 	// What chooses an engine's fast compiler.
 	fast = map[string]string{"strategy": "winch", "compiler": "singlepass"}
 	// Settings that artifacts of earlier daemons do not state, and what these artifacts have.

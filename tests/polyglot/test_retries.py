@@ -43,6 +43,21 @@ def test_a_call_waits_until_the_daemon_answers(kiln: Kiln, asks: Asks) -> None:
 
 
 @RETRYING
+def test_a_daemon_that_ends_cancels_its_calls(kiln: Kiln, asks: Asks) -> None:
+    with lying_server() as liar:
+        cancelled = iter([True])
+
+        def answer(request: bytes, context: Any) -> Iterator[bytes]:
+            if next(cancelled, False):
+                context.abort(grpc.StatusCode.CANCELLED, "CANCELLED")
+            yield from honest.HONEST["Compile"](request, context)
+
+        liar.answers["Compile"] = answer
+        assert asks.once(liar.address, kiln.module).what == "compiled"
+        assert liar.calls == ["Compile"] * 2
+
+
+@RETRYING
 def test_a_fresh_artifact_that_was_cut_is_compiled_once(kiln: Kiln, asks: Asks) -> None:
     """Cut before its header, it is compiled again; behind that, the artifact has a digest."""
     asked: list[CompileRequest] = []

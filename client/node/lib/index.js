@@ -44,8 +44,9 @@ const UNSTATED = {
   wasm_component_model_canonical_names: 'false',
   wasm_component_model_more_async_builtins: 'false'
 }
-// In grpc-js' words: only the stream was cut, as a proxy does whose daemon is away.
-const CUT = /^Received RST_STREAM with code \d+\b(?! triggered)|^Call cancelled$/
+// In grpc-js' words: only the stream was cut, as a proxy does whose daemon is away, or a daemon that
+// ends.
+const CUT = /^Received RST_STREAM with code \d+\b(?! triggered)|^Call cancelled$|^CANCELLED$/
 // In Node's words: failures of TLS that another attempt does not heal.
 const LASTING = /certificate|altnames|wrong version number/
 const ADDRESS = /^(unix|unix-abstract|dns|ipv4|ipv6|xds):|^[^/]+:[1-9][0-9]{0,4}$/
