@@ -32,6 +32,8 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 
 # In gRPC's words: failures of a connection that another attempt does not heal.
 _LASTING = ("handshake failed", "Hostname Verification", "Failed parsing HTTP/2")
+# In gRPC's words: only the stream was cut, by a proxy whose daemon is away, or a daemon that ends.
+_CUT = re.compile(r"CANCELLED|Received RST_STREAM with error code \d+")
 # What gRPC's own words for a failed connection mean.
 _CAUSES = {
     "DNS resolution failed": "unknown host",
@@ -92,7 +94,7 @@ def pause_s(error: errors.WasmkilnError, attempt: int) -> float | None:
     An error allows another attempt by a RetryInfo, whose delay is kept, or by the code
     UNAVAILABLE: the connection failed, or the daemon shuts down; so does UPLOAD_INTERRUPTED. Every
     RPC is idempotent, so trying again is safe even if the daemon did the work before the
-    connection broke.
+    connection broke. A stream that was cut without a reason is such a connection.
     """
     if any(words in error.metadata.get("detail", "") for words in _LASTING):
         return None
@@ -105,7 +107,8 @@ def pause_s(error: errors.WasmkilnError, attempt: int) -> float | None:
     if error.retry_after_s is not None:
         # Later than the daemon asked, never earlier, and never at once: a daemon may send 0.
         return max(0.0, error.retry_after_s) + backoff_s
-    return backoff_s if is_taken_over or error.code.name == "UNAVAILABLE" else None
+    is_cut = not error.reason and _CUT.fullmatch(error.message)
+    return backoff_s if is_taken_over or is_cut or error.code.name == "UNAVAILABLE" else None
 
 
 def parsed(kind: type[M], wire: bytes) -> M:

@@ -334,6 +334,22 @@ def test_a_call_for_code_is_tried_until_its_deadline(
     assert len(daemon.calls) == 3
 
 
+def test_a_cut_stream_is_tried_again(daemon: FakeDaemon, client: Any) -> None:
+    """By a daemon that ends, or by a proxy; an error that names another cause is not."""
+    reset = "Received RST_STREAM with error code 2"
+    daemon.refuse(
+        Refusal(grpc.StatusCode.CANCELLED, message="CANCELLED"),
+        Refusal(grpc.StatusCode.INTERNAL, message=reset),
+    )
+    client.compile(WASM)
+    for other in ("INTERNAL", ""):
+        daemon.refuse(Refusal(grpc.StatusCode.INTERNAL, other, message=reset if other else "no"))
+        with pytest.raises(wasmkiln.WasmkilnError) as caught:
+            client.compile(WASM)
+        assert caught.value.code is grpc.StatusCode.INTERNAL
+        assert not daemon.refusals
+
+
 def test_nobody_answers_says_more_than_a_deadline(make_client: Callable[..., Any]) -> None:
     for timeout_s in (0.2, 0.9):
         with pytest.raises(
