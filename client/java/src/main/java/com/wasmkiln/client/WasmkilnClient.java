@@ -203,10 +203,7 @@ public final class WasmkilnClient implements AutoCloseable {
       }
       // Its caller leaves the upload to the call that took it over.
       boolean isOther = refused.reason().equals("UPLOAD_INTERRUPTED");
-      boolean isCallers = Context.current().isCancelled() || Thread.currentThread().isInterrupted();
-      // A daemon that ends cancels its calls, too.
-      boolean isEnded = refused.code() == Status.Code.CANCELLED && !isCallers;
-      boolean isPassing = isEnded || refused.isCut() || refused.retryAfter().isPresent();
+      boolean isPassing = refused.isCut() || refused.retryAfter().isPresent();
       if (isOther || !isPassing || channel.isShutdown()) {
         throw refused;
       }

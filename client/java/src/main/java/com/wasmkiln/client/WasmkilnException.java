@@ -75,8 +75,9 @@ public final class WasmkilnException extends RuntimeException {
         return false;
       }
     }
-    // gRPC has other codes for a stream that the other side reset.
-    boolean isReset = metadata.getOrDefault("detail", "").contains("RST_STREAM");
+    // gRPC has other codes for a stream that the other side reset, or cancelled because it ends.
+    String detail = metadata.getOrDefault("detail", "");
+    boolean isReset = detail.contains("RST_STREAM") || detail.equals("CANCELLED");
     return code == Status.Code.UNAVAILABLE || isReset;
   }
 
