@@ -591,10 +591,10 @@ class Methods(ABC):
 
         Pauses grow until more of a module or an artifact has arrived than ever before. Raise the
         WasmkilnError of the last attempt, or of one that no other can heal. Where the deadline
-        ends an attempt after nobody answered, raise ConnectionFailed, which says more.
+        ends an attempt that brought nothing, raise the error before it, which says more.
         """
         attempt = moved_bytes = 0
-        away: errors.WasmkilnError | None = None
+        before: errors.WasmkilnError | None = None
         most = min(max_attempts or sys.maxsize, self._max_attempts or sys.maxsize)
         told = most < sys.maxsize  # soon over
         while True:
@@ -605,10 +605,10 @@ class Methods(ABC):
                 error = failure
             before_bytes, moved_bytes = moved_bytes, sum(each.moved_bytes for each in moving)
             if moved_bytes > before_bytes:
-                attempt, away = 0, None
-            if away and isinstance(error, errors.DeadlineExceeded):
-                error = away
-            pause_s, left_s = rpc.pause_s(error, attempt), deadline.remaining_s()
+                attempt, before = 0, None
+            if before and isinstance(error, errors.DeadlineExceeded):
+                error = before
+            pause_s, left_s = rpc.pause_s(error, attempt or 1), deadline.remaining_s()
             if attempt >= most or pause_s is None or pause_s >= left_s:
                 if isinstance(error, errors.ConnectionFailed):
                     error = await self._away(partial(explained, error, self._access, left_s))
@@ -616,7 +616,7 @@ class Methods(ABC):
             if not told:  # once, however often it fails
                 told, what = True, (self.address, error.reason or error.code.name, left_s)
                 _log.info("no answer yet from %s (%s): trying again for up to %.0f s", *what)
-            away = error if isinstance(error, errors.ConnectionFailed) else None
+            before = error
             await self._pause(pause_s)
 
     async def _wanted(

@@ -32,8 +32,9 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 
 # In gRPC's words: failures of a connection that another attempt does not heal.
 _LASTING = ("handshake failed", "Hostname Verification", "Failed parsing HTTP/2")
-# In gRPC's words: only the stream was cut, by a proxy whose daemon is away, or a daemon that ends.
-_CUT = re.compile(r"CANCELLED|Received RST_STREAM with error code \d+")
+# In gRPC's words: only the stream was cut, by a proxy whose daemon is away, or a daemon that ends, or
+# it ended without a status. They say something else of a call that this client cancelled.
+_CUT = re.compile("CANCELLED|.*(?:RST_STREAM|Stream removed).*")
 # What gRPC's own words for a failed connection mean.
 _CAUSES = {
     "DNS resolution failed": "unknown host",
@@ -107,8 +108,7 @@ def pause_s(error: errors.WasmkilnError, attempt: int) -> float | None:
     if error.retry_after_s is not None:
         # Later than the daemon asked, never earlier, and never at once: a daemon may send 0.
         return max(0.0, error.retry_after_s) + backoff_s
-    is_cut = not error.reason and _CUT.fullmatch(error.message)
-    return backoff_s if is_taken_over or is_cut or error.code.name == "UNAVAILABLE" else None
+    return backoff_s if is_taken_over or error.code.name == "UNAVAILABLE" else None
 
 
 def parsed(kind: type[M], wire: bytes) -> M:
@@ -162,6 +162,8 @@ def error_from_rpc(failure: Any, address: str, timeout_s: float) -> errors.Wasmk
     if not told["reason"]:
         kind, text, told["metadata"] = _without_reason(code.name, text, address, timeout_s)
         told["reason"] = kind.REASON
+        if kind is errors.ConnectionFailed:
+            del told["code"]  # of a stream that was cut: the class says UNAVAILABLE
     elif kind is errors.CredentialsMissing:  # the daemon speaks to every kind of client
         text += " (in wasmkiln: token_file or WASMKILN_TOKEN_FILE; cert_file and key_file)"
     return kind(text or told["reason"] or code.name, **told)
@@ -172,6 +174,8 @@ def _without_reason(
 ) -> tuple[type[errors.WasmkilnError], str, dict[str, str]]:
     """Return class, message and metadata for what gRPC itself reports."""
     metadata = {"address": address, "detail": text}
+    if code in ("CANCELLED", "INTERNAL", "UNKNOWN") and _CUT.fullmatch(text):
+        return errors.ConnectionFailed, f"the answer of {address} was cut ({text})", metadata
     if code == "UNAVAILABLE":
         cause = next((f" ({means})" for words, means in _CAUSES.items() if words in text), "")
         message = f"no daemon answers at {address}{cause}: start one with `wasmkilnd serve`, "

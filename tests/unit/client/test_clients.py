@@ -358,6 +358,15 @@ def test_nobody_answers_says_more_than_a_deadline(make_client: Callable[..., Any
             make_client("127.0.0.1:1").compile(WASM, timeout_s=timeout_s)
 
 
+def test_a_refusal_says_more_than_a_deadline(
+    daemon: FakeDaemon, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second attempt hangs until the deadline."""
+    daemon.refuse(Refusal(grpc.StatusCode.UNAVAILABLE, "SERVER_DRAINING", also=daemon.hang.clear))
+    with pytest.raises(wasmkiln.ServerDraining):
+        client.compile(WASM, timeout_s=1)
+
+
 def test_nothing_else_is_tried_again(daemon: FakeDaemon, client: Any) -> None:
     for reason, kind in errors.BY_REASON.items():
         if kind is not errors.UploadInterrupted and kind.CODE is not grpc.StatusCode.UNAVAILABLE:

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 import wasmkiln
+from h2.errors import ErrorCodes
 from wasmkiln import Phase, Progress
 from wasmkiln.v1 import module_service_pb2 as modules
 from wasmkiln.v1 import types_pb2 as types
 
 from tests.lying import encoded, honest
+from tests.polyglot.lies import resetting_server
 from tests.unit.client.fake_daemon import Refusal
 from tests.unit.client.test_lies_to_the_command import on_a_terminal
 
@@ -516,6 +518,21 @@ def test_what_zstd_brought_counts_decoded(
     assert client.compile(honest.WASM).bytes == honest.ARTIFACT
     assert 0 < requests[1].offset_bytes < len(honest.ARTIFACT)
     assert requests[1].artifact_sha256 == hashlib.sha256(honest.ARTIFACT).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [None, ErrorCodes.NO_ERROR, ErrorCodes.INTERNAL_ERROR, ErrorCodes.CANCEL],
+    ids=["ended", "no error", "internal error", "cancel"],
+)
+def test_a_stream_that_is_cut_while_the_connection_goes_on(
+    make_client: Callable[..., Any], code: ErrorCodes | None
+) -> None:
+    half = len(honest.ARTIFACT) // 2
+    with resetting_server(half, code) as (address, asked):
+        assert make_client(address, timeout_s=30).compile(honest.WASM).bytes == honest.ARTIFACT
+    # gRPC drops messages that nobody has read when the stream ends: here all that came, or none.
+    assert [each.offset_bytes for each in asked] in ([0, half], [0, 0])
 
 
 # --- lies about uploads --------------------------------------------------------------------
