@@ -1,25 +1,30 @@
-"""The Python client behind a line that breaks: what is large crosses it once."""
+"""The Python client behind a line that breaks, or a daemon that does: what is large comes once."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from wasmkiln import AsyncClient, Client, Phase
 
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE
-from tests.e2e.daemon import Daemon
+from tests.e2e.daemon import Daemon, fresh_state
 from tests.e2e.fixtures import serving
 from tests.e2e.processes import eventually
 from tests.e2e.programs import WASMKILN, run
 from tests.e2e.test_upload import Uploader
+from tests.faults.proxy import Line as ThinLine
+from tests.faults.proxy import Proxy
 
 FLAGS = ["--redis-url", "none", "--max-module-bytes", "128MiB", "--max-artifact-bytes", "256MiB"]
 # A message whose end does not arrive is lost, and what stands around it.
@@ -145,3 +150,48 @@ def test_the_command_and_asyncio_do_the_same(kiln: Daemon, tmp_path: Path) -> No
         assert line.breaks == {"up": 0}
         assert not run(WASMKILN, *words, "compile", path, "--engine", ENGINE, "-o", target).stderr
         assert target.stat().st_size >= size_bytes
+
+
+def written(daemon: Daemon) -> None:
+    """Wait until the host store has what was compiled."""
+    eventually(lambda: not daemon.metric("host_store_pending_writes"), "a write waits")
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_download_outlives_daemons(tmp_path: Path, kind: Any) -> None:
+    """Two that are killed and one that is told to end; and nothing is compiled twice."""
+    state, seen = fresh_state(tmp_path / "state", engines=[ENGINE]), Seen()
+    flags = [*FLAGS, "--shutdown-grace-s", "0.2"]
+    module, size_bytes = wasm.with_data(8 * 10**6, tag=4), 8 * 10**6
+
+    def compiled(address: str) -> Any:
+        async def awaited() -> Any:
+            async with AsyncClient(address, timeout_s=120) as client:
+                return await client.compile(module, **asked)
+
+        asked = {"engine": ENGINE, "skip_cache_lookup": True, "on_progress": seen}
+        if kind is AsyncClient:
+            return asyncio.run(awaited())
+        with Client(address, timeout_s=120) as client:
+            return client.compile(module, **asked)
+
+    with ExitStack() as stack:
+        daemon = stack.enter_context(Daemon(state, flags))
+        port = int(daemon.address.rpartition(":")[2])
+        with daemon.client() as direct:
+            direct.load(module)
+        line, pool = stack.enter_context(Proxy(port)), stack.enter_context(ThreadPoolExecutor(1))
+        line.set(ThinLine(bytes_per_s=2 * 10**6))
+        call = pool.submit(compiled, f"127.0.0.1:{line.port}")
+        for part, end in enumerate((Daemon.kill, Daemon.stop, Daemon.kill), 1):
+            due = part * size_bytes // 5
+            eventually(lambda: seen.done_bytes > due or call.done(), "it stands")  # noqa: B023
+            written(daemon)
+            assert not call.done()
+            end(daemon)
+            again = [*flags, "--listen", f"127.0.0.1:{port}"]
+            daemon = stack.enter_context(Daemon(state, again))
+        artifact = call.result(120)
+        assert daemon.metric("compiles_total", engine=ENGINE, outcome="ok") == 0
+    assert hashlib.sha256(artifact.bytes).hexdigest() == artifact.header.artifact_sha256
+    assert line.received_bytes <= len(artifact.bytes) + 3 * LOST_AT_MOST
