@@ -42,6 +42,7 @@ DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 60.0
 
 # gRPC itself reads an address with one of its schemes in front.
+_UNIX = ("unix:", "unix-abstract:")
 _SCHEME = re.compile(r"(unix|unix-abstract|dns|ipv4|ipv6|vsock|xds|passthrough):")
 _PLACE = re.compile(r"(?:\[[^\]]+\]|[^\[\]:,/]+):([0-9]{1,5})")
 _THIS_MACHINE = re.compile(
@@ -209,7 +210,7 @@ class Access:
         address = choose_address(address or told.address)
         if not isinstance(tls, (TLS, bool, type(None))):
             raise TypeError("tls is True, False or a TLS: write TLS(ca_file=…) to name the CA")
-        is_unix = address.startswith("unix")
+        is_unix = address.startswith(_UNIX)
         if tls and is_unix:
             raise ValueError("a Unix socket speaks no TLS: leave out tls")
         if not isinstance(tls, TLS):
@@ -281,7 +282,7 @@ def explained(error: ConnectionFailed, access: Access, timeout_s: float) -> Conn
         ended = _is_taken(access.address, min(timeout_s, _LIMIT_S))
     if not cause and "failed to connect" in detail and ended:
         if access.tls is None:
-            cause = "" if access.address.startswith("unix") else "speaks_tls"
+            cause = "" if access.address.startswith(_UNIX) else "speaks_tls"
         elif not tls.own_files:
             cause = "client_certificate_missing"
         else:

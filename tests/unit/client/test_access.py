@@ -138,6 +138,11 @@ def test_a_token_goes_over_plaintext_to_this_machine_only(monkeypatch: pytest.Mo
         Access.choose("kiln:1", token=SECRET)
     assert SECRET not in str(wrong.value)
     assert Access.choose("kiln:1", token=SECRET, tls=TLS()).credentials
+    # A machine of that name, and no socket.
+    assert Access.choose("unixprod:1", token=SECRET, tls=True).tls == TLS()
+    for socket in ("unix:/run/kiln.sock", "unix-abstract:kiln"):
+        with pytest.raises(ValueError, match="a Unix socket speaks no TLS"):
+            Access.choose(socket, tls=True)
     assert Access.choose("kiln:1", token=SECRET, token_over_plaintext=True).credentials
     monkeypatch.setenv("WASMKILN_TOKEN_OVER_PLAINTEXT", "on")
     assert Access.choose("kiln:1", token=SECRET).credentials
