@@ -903,6 +903,8 @@ class Client(Methods):
             flow.send(None)
         except StopIteration as end:
             return end.value
+        flow.close()
+        raise RuntimeError("a method of Client waits for an event loop: a defect of wasmkiln")
 
     async def _send(self, path: str, wire: bytes, sink: Sink, **call: Any) -> None:
         import grpc

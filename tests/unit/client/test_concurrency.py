@@ -101,6 +101,17 @@ async def test_closing_ends_a_pause_between_attempts(daemon: FakeDaemon, kind: A
     assert time.monotonic() - start_s < 15
 
 
+def test_a_client_that_waits_for_a_loop_says_so(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def wait(*_: object) -> None:
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(Client, "_away", wait)
+    with Client(daemon.address) as client, pytest.raises(RuntimeError, match="a defect of wasmk"):
+        client.compile(b"")
+
+
 # --- connections ----------------------------------------------------------------------------
 
 
