@@ -52,10 +52,7 @@ class Call:
 
     @cached_property
     def request(self) -> CompileRequest:
-        """What asks a daemon for it: a file of the host store needs none, and it takes long.
-
-        Raise TypeError for a setting that is no text.
-        """
+        """What asks a daemon for it: a file of the host store needs none, and it takes long."""
         return CompileRequest(
             sha256=self.module_sha256,
             engine=self.engine or None,

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 S = TypeVar("S", bound="Sink")
-Settings = Mapping[str, str] | None
+Settings = Mapping[str, str | bool | int] | None
 
 _log = logging.getLogger("wasmkiln")
 
@@ -632,7 +632,7 @@ class Methods(ABC):
     ) -> Call:
         """Hash the source, unless it is a file whose digest this process knows."""
         sha256, module, kind, size_bytes = await self._away(partial(identify, source))
-        asked = (engine or "", target or "", cpu or "", dict(settings or {}))
+        asked = (engine or "", target or "", cpu or "", _texts(settings))
         shown = loading.shown_by(into)
         return Call(sha256, kind, *asked, accept_fast, source, module, size_bytes, into, shown)
 
@@ -993,6 +993,22 @@ def _in_batches(keys: Iterable[ArtifactKey | str]) -> Iterator[modules.FindMissi
     at_once = max(1, min(FIND_MISSING_KEYS, FIND_MISSING_BYTES // largest))
     for start in range(0, len(asked), at_once):
         yield modules.FindMissingRequest(keys=asked[start : start + at_once])
+
+
+def _texts(settings: Settings) -> dict[str, str]:
+    """Return settings as the contract has them. Raise TypeError for what cannot be one."""
+    if not isinstance(settings, (Mapping, type(None))):
+        raise TypeError(f"settings is a dict of names and values, not {settings!r:.100}")
+    found = {}
+    for name, value in (settings or {}).items():
+        text = str(value).lower() if isinstance(value, bool) else value
+        if not (isinstance(name, str) and isinstance(text, (str, int))):
+            raise TypeError(
+                f"cannot use the setting {name!r:.100}: expected a text as its name, and a text, "
+                f"a bool or an int as its value, not {value!r:.100}"
+            )
+        found[name] = str(text)
+    return found
 
 
 def _path_of(kind: type[Message]) -> str:

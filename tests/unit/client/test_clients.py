@@ -88,6 +88,13 @@ def test_compile_uploads_only_after_the_digest_was_unknown(daemon: FakeDaemon, c
     assert len(daemon.calls) == 4
 
 
+def test_settings_may_be_truth_values_and_numbers(daemon: FakeDaemon, client: Any) -> None:
+    given = {"consume_fuel": True, "gc_support": False, "max_wasm_stack": 2**20, "strategy": "x"}
+    settings = {**given, "consume_fuel": "true", "gc_support": "false", "max_wasm_stack": "1048576"}
+    assert client.compile(WASM, settings=given).header.changed_settings == settings
+    assert dict(daemon.requests("Compile")[0].settings) == settings
+
+
 def test_a_file_whose_name_looks_like_a_digest_is_a_file(
     daemon: FakeDaemon, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,8 +245,11 @@ def test_arguments_that_are_refused(
     os.truncate(large, 2**30 + 1)
     with pytest.raises(errors.ModuleTooLarge, match="the highest limit of any daemon"):
         client.compile(large)
-    with pytest.raises(TypeError):
-        client.compile(WASM, settings={"consume_fuel": True})
+    for wrong in ({"consume_fuel": 1.5}, {"consume_fuel": None}, {7: "true"}):
+        with pytest.raises(TypeError, match=r"cannot use the setting .*, not "):
+            client.compile(WASM, settings=wrong)
+    with pytest.raises(TypeError, match="settings is a dict"):
+        client.module(WASM, settings="consume_fuel=true")
     with pytest.raises(TypeError, match="one string"):
         client.find_missing(DIGEST)
     assert not daemon.calls
