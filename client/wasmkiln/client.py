@@ -348,7 +348,8 @@ class Methods(ABC):
             return await self._away(partial(self._path_of, opening))
         except _MISSES as why:
             _log.debug("not from the host store: %s", why)
-        wanted.request.accept_host_file = True
+        # Where the daemon has no file, its bytes would be of no use.
+        wanted.request.accept_host_file = wanted.request.omit_artifact = True
         header = (await self._obtain(wanted, deadline)).header
         opening = partial(self._open_answered, wanted, header)
         try:

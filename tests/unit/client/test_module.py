@@ -240,8 +240,10 @@ def test_a_file_that_cannot_be_opened_is_sent_as_bytes(
         assert host.asked_for_files() == [True, False]
         assert client.module(ADDER, into=wasmtime.Engine()) is not None
         assert host.asked_for_files()[2:] == [False], "it asks for no files for a while"
+    sent_bytes = host.daemon.sent_bytes
     with pytest.raises(errors.HostFileUnavailable, match=detail) as caught:
         client.host_file(ADDER)
+    assert host.daemon.sent_bytes == sent_bytes, "no file, and no bytes instead of one"
     assert caught.value.metadata["cause"] == cause
     assert detail in caught.value.metadata["detail"]
 
