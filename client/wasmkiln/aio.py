@@ -25,12 +25,13 @@ _LOOK_S = 0.1
 
 
 class AsyncClient(Methods):
-    """A client of a wasmkiln daemon from one event loop; safe for use by many of its tasks at once.
+    """A client of a wasmkiln daemon for asyncio; safe for use by many tasks at once.
 
     Its arguments, methods and errors are those of `Client`; each method is awaited.
-    Make it inside or outside of the loop. It reads and hashes files in threads of its own, and
-    waits there for an upload in pieces. Cancelling a task ends its call and that wait; the daemon
-    finishes what it is compiling for it, and caches the artifact.
+    Make it inside or outside of a loop; it has a connection for each loop that calls. It reads and
+    hashes files in threads of its own, and waits there for an upload in pieces. Cancelling a task
+    ends its call and that wait; the daemon finishes what it is compiling for it, and caches the
+    artifact.
     """
 
     async def close(self) -> None:
@@ -51,8 +52,7 @@ class AsyncClient(Methods):
     async def _send(self, path: str, wire: bytes, sink: Sink, **call: Any) -> None:
         import grpc.aio
 
-        # Not before the first call: grpc.aio binds a channel to the loop that runs now.
-        channel = self._connection.channel(grpc.aio)
+        channel = self._connection.channel(grpc.aio, asyncio.get_running_loop())
         running = channel.unary_stream(path)(wire, **call)
         try:
             async for message in running:

@@ -338,16 +338,19 @@ class Connection:
             access.tls.authorities + access.tls.own_files, access.tls.credentials
         )
         self._latest: dict[Any, tuple[Any, Any]] = {}
-        """The channel for new calls of each API, and its credentials."""
+        """The channel for new calls of each event loop, or of none, and its credentials."""
         self._open: weakref.WeakSet[Any] = weakref.WeakSet()
         self.closed = threading.Event()
 
-    def channel(self, api: Any) -> Any:
-        """Return a channel of `api`, which is grpc or grpc.aio. Raise RuntimeError once closed."""
+    def channel(self, api: Any, loop: Any = None) -> Any:
+        """Return a channel of `api`: of grpc, or of grpc.aio for the loop that runs.
+
+        Raise RuntimeError once closed.
+        """
         with self._lock:
             if self.closed.is_set():
                 raise RuntimeError("this client is closed")
-            channel, known = self._latest.get(api, (None, None))
+            channel, known = self._latest.get(loop, (None, None))
             credentials = self._tls.value() if self._tls else None
             if channel is None or credentials is not known:
                 address, options = self._access.address, _CHANNEL_OPTIONS
@@ -360,7 +363,10 @@ class Connection:
                     channel = api.insecure_channel(address, options)
                 else:
                     channel = api.secure_channel(address, credentials, options)
-                self._latest[api] = channel, credentials
+                # gRPC closes a channel that nobody has any more.
+                for old in [old for old in self._latest if old and old.is_closed()]:
+                    del self._latest[old]
+                self._latest[loop] = channel, credentials
                 self._open.add(channel)
             return channel
 

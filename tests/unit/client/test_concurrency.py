@@ -101,6 +101,17 @@ async def test_closing_ends_a_pause_between_attempts(daemon: FakeDaemon, kind: A
     assert time.monotonic() - start_s < 15
 
 
+def test_an_async_client_serves_one_event_loop_after_the_other(daemon: FakeDaemon) -> None:
+    client = AsyncClient(daemon.address)
+    for _ in range(3):
+        assert asyncio.run(client.compile(b"")).bytes == daemon.artifact
+        asyncio.run(client.stats())
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(lambda: asyncio.run(client.stats())) for _ in range(20)]
+        assert {call.result(30).version for call in calls} == {"9.9.9"}
+    asyncio.run(client.close())
+
+
 def test_a_client_that_waits_for_a_loop_says_so(
     daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
