@@ -331,6 +331,9 @@ class Connection:
     Safe for many threads at once.
     """
 
+    _async_pid = 0
+    """The process that called by grpc.aio, which does not survive a fork."""
+
     def __init__(self, access: Access) -> None:
         self._access = access
         self._lock = threading.Lock()
@@ -350,6 +353,13 @@ class Connection:
         with self._lock:
             if self.closed.is_set():
                 raise RuntimeError("this client is closed")
+            if Connection._async_pid not in (0, os.getpid()):
+                raise RuntimeError(
+                    "an AsyncClient made calls before this process was forked, so gRPC would wait "
+                    "for ever here: fork before the first call of an AsyncClient"
+                )
+            if loop is not None:
+                Connection._async_pid = os.getpid()
             channel, known = self._latest.get(loop, (None, None))
             credentials = self._tls.value() if self._tls else None
             if channel is None or credentials is not known:

@@ -159,6 +159,57 @@ def test_wasmer_in_a_second_process(kiln: Daemon, store: Path, engines: Installe
     assert run_script(engines, "wasmer-1.1.0", *words, with_client=True) == "42 42"
 
 
+FORKING = """
+import asyncio, os, signal, sys
+from wasmkiln import AsyncClient, Client
+
+address, path = sys.argv[1:]
+client, async_client = Client(address, host_store_dir="none"), AsyncClient(address)
+client.compile(path)
+client.module(path, engine="wasmtime")
+{before}
+children = []
+for child in range(6):
+    if not (pid := os.fork()):
+        signal.alarm(60)  # which ends a child that hangs
+        {within}
+        os._exit(0)
+    children.append(pid)
+    assert client.compile(path).intact()
+print(*(os.waitpid(pid, 0)[1] for pid in children))
+"""
+WORKS = """
+        for _ in range(10):
+            assert client.compile(path).intact()
+        client.module(path, engine="wasmtime", cpu="baseline")
+        assert asyncio.run(async_client.compile(path)).intact()
+"""
+SAYS_SO = """
+        try:
+            client.compile(path)
+        except RuntimeError as error:
+            assert "fork before the first call of an AsyncClient" in str(error)
+        else:
+            os._exit(1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "within"),
+    [("", WORKS), ("asyncio.run(async_client.compile(path))", SAYS_SO)],
+    ids=["blocking calls", "calls of an AsyncClient"],
+)
+def test_a_client_made_before_a_fork_works_in_each_child(
+    kiln: Daemon, tmp_path: Path, before: str, within: str
+) -> None:
+    """Also one that made calls, as long as no AsyncClient did."""
+    module = tmp_path / "adder.wasm"
+    module.write_bytes(wasm.adder(307))
+    script = FORKING.format(before=before, within=within)
+    done = run(sys.executable, "-c", script, kiln.address, module)
+    assert done.stdout.split() == ["0"] * 6, done.stderr
+
+
 def test_the_command_prints_the_path(kiln: Daemon, store: Path, tmp_path: Path) -> None:
     file = tmp_path / "adder.wasm"
     file.write_bytes(wasm.adder(306))
