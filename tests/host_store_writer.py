@@ -103,7 +103,7 @@ class StoreWriter:
             setattr(header, name, value)
         if self.attester:
             self.attester.attest(header)
-        folder = entry_path(self.directory, engines.fingerprint(row, "", "", settings), module)
+        folder = entry_path(self.directory, header.fingerprint, module)
         folder.mkdir(parents=True)
         path = Artifact(code, header).save(folder / ARTIFACT)
         for file in folder.iterdir():

@@ -49,6 +49,8 @@ class Call:
     """The engine that loads it."""
     compatibility: bytes = b""
     """What that engine says of itself: the daemon then chooses what is not named here."""
+    must_run: bool = False
+    """Whether code that this machine cannot run is refused once its header is here."""
 
     @cached_property
     def request(self) -> CompileRequest:

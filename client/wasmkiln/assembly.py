@@ -19,6 +19,7 @@ from wasmkiln._untrusted import is_valid, quoted
 from wasmkiln.artifact import Artifact
 from wasmkiln.attestation import TrustedKeys, verify_header
 from wasmkiln.errors import ArtifactMismatch, ArtifactTooLarge
+from wasmkiln.loading import check_runs
 from wasmkiln.rpc import parsed
 from wasmkiln.v1.module_service_pb2 import CompileResponse
 from wasmkiln.v1.types_pb2 import ORIGIN_COMPILED
@@ -161,6 +162,8 @@ class Assembly:
             raise ArtifactMismatch("the daemon's answer has two headers")
         # A signature binds the artifact to its header, not to what this call asked for.
         check(self._call, header)
+        if self._call.must_run:
+            check_runs(header)
         if not request.omit_artifact and header.size_bytes > limit_bytes:
             raise ArtifactTooLarge(
                 f"the artifact has {header.size_bytes:,} bytes, above this client's limit of "

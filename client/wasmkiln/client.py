@@ -271,8 +271,8 @@ class Methods(ABC):
         `fallback="portable"`, ask for code for `pulley64`, which wasmtime interprets, 10 to 20
         times slower than native code, when native code cannot be had: the daemon raises
         TargetUnsupported, or what it sends is for another architecture or system, or needs
-        features that this CPU lacks. That code has the default cpu of its target; `into` has to
-        be left out. Any other failure is raised.
+        features that this CPU lacks. That code has the default cpu of its target, and stands in: a
+        later call, at most one in ten minutes, looks for native code. Any other failure is raised.
         After `timeout_s` the call raises DeadlineExceeded, but the compile goes on in its thread.
 
         The arguments are those of `compile`, but the engine is that of `into`, a
@@ -280,43 +280,46 @@ class Methods(ABC):
         several versions that the host store knows, the newest that this process can load.
         Without `into`, `wasmkiln.engine_of(module)` is the engine, to make a Store with. The
         client keeps the 128 modules used last, and digests of unchanged files. With `accept_fast`
-        and without `into`, the code may be a fast compiler's; a later call, at most one a second,
-        looks for the optimised code, and returns that.
+        the code may be a fast compiler's; a later call, at most one a second, looks for the
+        optimised code, and returns that. Fast and portable code have engines of their own, so with
+        `into` there is neither.
 
         Loading is running code: see `check_files`. Raise the errors of `compile` and `load`.
         """
         if fallback not in (None, "compile", "portable"):
             raise ValueError(f"fallback is 'compile', 'portable' or None, not {fallback!r}")
-        if (accept_fast or fallback == "portable") and into is not None:
-            what = "accept_fast" if accept_fast else "fallback='portable'"
-            raise ValueError(
-                f"with {what} the engine depends on the artifact: leave out `into`, and use "
-                "wasmkiln.engine_of(module)"
-            )
+        # Code of either kind has an engine of its own.
+        portable, accept_fast = (
+            fallback == "portable" and into is None,
+            accept_fast and into is None,
+        )
         # The engine of `into` says itself which version and settings it needs.
         named, engine = engine, engine or loading.engine_name(into)
         deadline = self._deadline(timeout_s)
         asked = named if loading.shown_by(into) else engine, target, cpu, settings, into
         wanted = await self._wanted(source, *asked, accept_fast=accept_fast)
         key = (wanted.module_sha256, engine, target, cpu, *sorted(wanted.settings.items()))
+        wanted.must_run = fallback != "compile"
         held = self._loaded.get(key, into)
-        if held and (accept_fast or not held.is_fast) and not held.look_again():
+        if held and (held.is_fast > accept_fast or held.is_portable > portable):
+            held = None
+        if held and not held.look_again():
             return held.module
-        loaded = await self._from_store(wanted)
-        if loaded is None:
-            if not wanted.compatibility:
-                wanted.engine = self._store.engine_id(engine, loading.fits)
-            loaded = await self._fast(wanted, deadline, held) if accept_fast else None
-        if loaded is None and fallback == "compile":
-            loaded = await self._from_daemon_or_here(wanted, deadline, engine)
-        elif loaded is None:
-            try:
-                loaded = await self._from_daemon(wanted, deadline)
-            except (errors.TargetUnsupported, errors.IncompatibleEngine) as failure:
-                # Where versions or settings differ, portable code would not help.
-                if fallback is None or not {"target", "cpu"} & failure.metadata.keys():
-                    raise
-                loaded = await self._portable(wanted, deadline, failure)
+        try:
+            loaded = await self._from_store(wanted)
+            if loaded is None:
+                if not wanted.compatibility:
+                    wanted.engine = self._store.engine_id(engine, loading.fits)
+                if held or accept_fast:
+                    loaded = await self._better(wanted, deadline, held)
+            if loaded is None and fallback == "compile":
+                loaded = await self._from_daemon_or_here(wanted, deadline, engine)
+            loaded = loaded or await self._from_daemon(wanted, deadline)
+        except errors.WasmkilnError as failure:
+            # Where versions or settings differ, portable code would not help.
+            if not (portable and loading.is_unfit(failure)):
+                raise
+            loaded = held or await self._portable(wanted, deadline, failure)
         return self._loaded.put(key, into, loaded)
 
     @method
@@ -715,14 +718,14 @@ class Methods(ABC):
 
     async def _from_store(self, wanted: Call, *, fast: bool = False) -> Loaded | None:
         opening = partial(self._store.open, wanted, loading.fits, fast=fast)
-        return await self._away(partial(self._load_opened, opening, wanted.into))
+        return await self._away(partial(self._load_opened, opening, wanted))
 
-    async def _fast(
+    async def _better(
         self, wanted: Call, deadline: rpc.Deadline, held: Loaded | None
     ) -> Loaded | None:
-        """Return the fast code that is here, or optimised code if the daemon has that at once."""
-        fast = held or await self._from_store(wanted, fast=True)
-        if fast is None:
+        """Return code that stands in and is here, or better one if the daemon has that at once."""
+        held = held or await self._from_store(wanted, fast=True)
+        if held is None:
             return None
         request = wanted.request
         soon = rpc.Deadline(min(deadline.remaining_s() / 2, _LOOK_S))
@@ -730,10 +733,10 @@ class Methods(ABC):
             request.omit_artifact = True
             header = (await self._obtain(wanted, soon, 1)).header
             request.omit_artifact = False
-            return fast if header.is_fast else await self._from_daemon(wanted, soon, 1)
-        except errors.WasmkilnError as why:  # the fast code still works
-            _log.debug("no optimised code of module %s: %s", wanted.module_sha256, why)
-            return fast
+            return held if header.is_fast else await self._from_daemon(wanted, soon, 1)
+        except errors.WasmkilnError as why:  # what stands in still works
+            _log.debug("no better code of module %s: %s", wanted.module_sha256, why)
+            return held
 
     async def _from_daemon(
         self, wanted: Call, deadline: rpc.Deadline, max_attempts: int | None = None
@@ -744,7 +747,7 @@ class Methods(ABC):
         artifact = await self._obtain(wanted, deadline, max_attempts)
         if artifact.header.HasField("host_file"):
             opening = partial(self._open_answered, wanted, artifact.header)
-            loaded = await self._away(partial(self._load_opened, opening, wanted.into))
+            loaded = await self._away(partial(self._load_opened, opening, wanted))
             if loaded is not None:
                 return loaded
             request.accept_host_file = False
@@ -783,7 +786,9 @@ class Methods(ABC):
     ) -> Loaded:
         _log.warning("loading portable code of module %s: %s", wanted.module_sha256, why)
         wanted = replace(wanted, target=loading.PORTABLE, cpu="")
-        return await self._from_store(wanted) or await self._from_daemon(wanted, deadline)
+        loaded = await self._from_store(wanted) or await self._from_daemon(wanted, deadline)
+        loaded.is_portable = True
+        return loaded
 
     def _open_answered(self, call: Call, header: ArtifactHeader) -> Entry:
         """Open the file that an answer names. Where that fails, ask for no files for a while."""
@@ -795,15 +800,17 @@ class Methods(ABC):
             self._no_files_until_s = time.monotonic() + _NO_FILES_S
             raise
 
-    def _load_opened(self, opening: Callable[[], Entry], into: Any) -> Loaded | None:
+    def _load_opened(self, opening: Callable[[], Entry], wanted: Call) -> Loaded | None:
         """Open, check and load a file of the host store. Return None where that fails."""
         try:
             with closing(opening()) as entry:
                 self._store.check(entry)
-                module = load_verified(entry, into, explain=False)
+                module = load_verified(entry, wanted.into, explain=False)
                 entry.check_unchanged()
                 return Loaded(module, entry.header.is_fast)
         except _MISSES as why:
+            if wanted.must_run and loading.is_unfit(why):  # the daemon has the same code
+                raise
             _log.debug("not from the host store: %s", why)
             return None
 

@@ -102,6 +102,18 @@ def check_machine(target: str, cpu: str) -> None:
         )
 
 
+def check_runs(header: Any) -> None:
+    """Raise IncompatibleEngine unless code with this header can run on this machine."""
+    if header.engine.name in _ENGINES:
+        check_machine(header.target, header.cpu)
+
+
+def is_unfit(error: BaseException) -> bool:
+    """Return whether target or CPU are at fault; code of another version would not help then."""
+    kinds = (errors.TargetUnsupported, IncompatibleEngine)
+    return isinstance(error, kinds) and not {"target", "cpu"}.isdisjoint(error.metadata)
+
+
 @cache
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     """Return the first CPU's feature flags; empty where the system does not list them."""
@@ -360,8 +372,7 @@ def load_verified(
     with the `advice` if the caller's own `engine` refuses the artifact.
     """
     header, name = artifact.header, artifact.header.engine.name
-    if name in _ENGINES:
-        check_machine(header.target, header.cpu)
+    check_runs(header)
     if explain or name != "wasmtime" or not sys.modules.get(name):
         _import(name, header.engine.version)
     own, advice = engine is not None, f"; {advice}" if advice and engine is not None else ""
@@ -460,22 +471,25 @@ def compile_here(wasm: bytes, kind: Kind, call: Call) -> Any:
 
 # A module that nobody else holds is unloaded when it is forgotten.
 LIMIT = 128
-# How often a client that holds a fast compiler's code looks for optimised code.
+# How often a client looks for optimised code where it holds a fast compiler's, and for native code
+# where it holds portable code: that may come with a change of the daemon's engines.
 LOOK_AGAIN_S = 1.0
+LOOK_FOR_NATIVE_S = 600.0
 
 
 @dataclass
 class Loaded:
-    """A module, and whether a fast compiler made it."""
+    """A module, and whether it stands in for a better one: fast or portable code."""
 
     module: Any
     is_fast: bool
+    is_portable: bool = False
     looked_s: float = 0.0
 
     def look_again(self) -> bool:
-        """Return whether to look for optimised code now; if so, not again for a second."""
-        now_s = time.monotonic()
-        if not self.is_fast or now_s - self.looked_s < LOOK_AGAIN_S:
+        """Return whether to look for better code now; if so, not again for a while."""
+        now_s, pause_s = time.monotonic(), LOOK_AGAIN_S if self.is_fast else LOOK_FOR_NATIVE_S
+        if not (self.is_fast or self.is_portable) or now_s - self.looked_s < pause_s:
             return False
         self.looked_s = now_s
         return True
@@ -505,12 +519,12 @@ class LoadedModules:
     def put(self, request: tuple[Any, ...], into: Any, loaded: Loaded) -> Any:
         """Keep a module. Return it, or the one that another thread kept first.
 
-        An optimised one takes the place of a fast one.
+        An optimised one takes the place of a fast one, and either that of a portable one.
         """
         key = *request, id(into)
         with self._lock:
             held, _ = self._held.get(key, (None, None))
-            if held is not None and (loaded.is_fast or not held.is_fast):
+            if held and (held.is_portable, held.is_fast) <= (loaded.is_portable, loaded.is_fast):
                 return held.module
             loaded.looked_s = time.monotonic()
             self._held[key] = loaded, into

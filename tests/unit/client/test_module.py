@@ -396,8 +396,6 @@ def test_portable_code_where_no_native_code_fits(
 
 def test_portable_code_is_for_nothing_else(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     client = host.asking()
-    with pytest.raises(ValueError, match="fallback='portable' the engine depends"):
-        client.module(ADDER, fallback="portable", into=wasmtime.Engine())
     with monkeypatch.context() as other:
         other.setattr(loading, "installed", lambda _: "51.0.0")
         with pytest.raises(errors.IncompatibleEngine, match=r"51\.0"):
@@ -409,6 +407,74 @@ def test_portable_code_is_for_nothing_else(host: Host, monkeypatch: pytest.Monke
     with pytest.raises(errors.IncompatibleEngine, match="this machine is aarch64"):
         client.module(ADDER, engine="wasmtime")
     assert {each.target for each in host.daemon.requests("Compile")} == {""}
+
+
+def test_portable_code_stands_in_until_there_is_native_code(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"engine": "wasmtime", "fallback": "portable"}
+    client, native = host.asking(), host.daemon.artifact
+    with monkeypatch.context() as before:
+        another_machine(before, host)
+        host.daemon.artifact = code(target="pulley64")
+        portable = client.module(ADDER, **asked)
+        with pytest.raises(errors.IncompatibleEngine):
+            client.module(ADDER, engine="wasmtime")
+        monkeypatch.setattr("wasmkiln.loading.LOOK_FOR_NATIVE_S", 0)
+        assert client.module(ADDER, **asked) is portable
+        host.daemon.refuse(DRAINING)
+        assert client.module(ADDER, **asked) is portable, "a failed look harms nothing"
+    host.daemon.artifact = native
+    better = client.module(ADDER, **asked)
+    assert better is not portable
+    assert add(better) == 42
+    calls = len(host.daemon.calls)
+    assert client.module(ADDER, **asked) is client.module(ADDER, engine="wasmtime") is better
+    assert len(host.daemon.calls) == calls
+
+
+def test_code_for_another_machine_is_not_downloaded(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon sends nothing behind its header until the client has ended the call."""
+
+    def wait(messages: Any) -> Any:
+        yield messages[0]
+        assert host.daemon.cancelled.wait(20)
+
+    another_machine(monkeypatch, host)
+    host.daemon.artifact, host.daemon.tamper = bytes(10**6), wait
+    with pytest.raises(errors.IncompatibleEngine, match="this machine is aarch64"):
+        host.asking(timeout_s=10).module(ADDER, engine="wasmtime")
+    assert host.daemon.sent_bytes == 0
+
+
+def test_a_host_store_with_both_needs_no_daemon(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    portable = {**host.store.rows[0]["targets"][0], "triple": "pulley64", "host": False}
+    host.store.rows[0]["targets"].append(portable)
+    host.store.write_engines()
+    host.store.add(ADDER)
+    digest = host.store.engines().fingerprint(host.store.engines().rows[0], "pulley64", "", {})
+    host.store.write(*(ADDER, code(target="pulley64"), {}), target="pulley64", fingerprint=digest)
+    another_machine(monkeypatch, host)
+    assert add(host.alone().module(ADDER, fallback="portable")) == 42
+    compiled = host.alone().module(ADDER, fallback="compile")
+    assert add(compiled) == 42
+
+
+def test_beside_into_what_stands_in_is_not_used(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, client = wasmtime.Engine(), host.asking()
+    for wish in ({"fallback": "portable"}, {"accept_fast": True}):
+        module = client.module(ADDER, into=engine, **wish)
+        assert wasmkiln.engine_of(module) is engine
+    another_machine(monkeypatch, host)
+    with pytest.raises(errors.IncompatibleEngine, match="this machine is aarch64"):
+        client.module(ADDER, into=wasmtime.Engine(), fallback="portable")
+    assert not any(each.accept_fast or each.target for each in host.daemon.requests("Compile"))
 
 
 def test_machines_that_run_portable_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -479,8 +545,6 @@ def test_arguments(host: Host) -> None:
         client.module(ADDER, fallback="interpret")
     with pytest.raises(TypeError, match="Engine"):
         client.module(ADDER, into=object())
-    with pytest.raises(ValueError, match="engine_of"):
-        client.module(ADDER, accept_fast=True, into=wasmtime.Engine())
     with pytest.raises(LookupError):
         wasmkiln.engine_of(object())
 
