@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -70,6 +70,13 @@ class AsyncClient(Methods):
         while pause_s > 0 and not self._connection.closed.is_set():
             await asyncio.sleep(min(pause_s, _LOOK_S))
             pause_s -= _LOOK_S
+
+    async def _wait_for(self, other: Future[Any], timeout_s: float) -> None:
+        ending = asyncio.wrap_future(other)
+        try:
+            await asyncio.wait([ending], timeout=max(0.0, timeout_s))
+        finally:
+            ending.cancel()  # no effect on the other call
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:

@@ -24,6 +24,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial, wraps
@@ -148,6 +149,7 @@ class Methods(ABC):
         self._encodings = choose_encodings(compression, self._access.address)
         self._store = HostStore(host_store_dir, self._access.namespace, check_files, keys)
         self._loaded = LoadedModules()
+        self._loading: dict[Any, Future[Any]] = {}
         self._no_files_until_s = 0.0
 
     @property
@@ -300,27 +302,32 @@ class Methods(ABC):
         wanted = await self._wanted(source, *asked, accept_fast=accept_fast)
         key = (wanted.module_sha256, engine, target, cpu, *sorted(wanted.settings.items()))
         wanted.must_run = fallback != "compile"
-        held = self._loaded.get(key, into)
-        if held and (held.is_fast > accept_fast or held.is_portable > portable):
-            held = None
-        if held and not held.look_again():
+        look = partial(self._loaded.get, key, into, accept_fast, portable)
+        if (held := look()) and not held.look_again():
             return held.module
-        try:
-            loaded = await self._from_store(wanted)
-            if loaded is None:
-                if not wanted.compatibility:
-                    wanted.engine = self._store.engine_id(engine, loading.fits)
-                if held or accept_fast:
-                    loaded = await self._better(wanted, deadline, held)
-            if loaded is None and fallback == "compile":
-                loaded = await self._from_daemon_or_here(wanted, deadline, engine)
-            loaded = loaded or await self._from_daemon(wanted, deadline)
-        except errors.WasmkilnError as failure:
-            # Where versions or settings differ, portable code would not help.
-            if not (portable and loading.is_unfit(failure)):
-                raise
-            loaded = held or await self._portable(wanted, deadline, failure)
-        return self._loaded.put(key, into, loaded)
+
+        async def load() -> Any:
+            if (meanwhile := look()) and meanwhile is not held:
+                return meanwhile.module
+            try:
+                loaded = await self._from_store(wanted)
+                if loaded is None:
+                    if not wanted.compatibility:
+                        wanted.engine = self._store.engine_id(engine, loading.fits)
+                    if held or accept_fast:
+                        loaded = await self._better(wanted, deadline, held)
+                if loaded is None and fallback == "compile":
+                    loaded = await self._from_daemon_or_here(wanted, deadline, engine)
+                loaded = loaded or await self._from_daemon(wanted, deadline)
+            except errors.WasmkilnError as failure:
+                # Where versions or settings differ, portable code would not help.
+                if not (portable and loading.is_unfit(failure)):
+                    raise
+                loaded = held or await self._portable(wanted, deadline, failure)
+            return self._loaded.put(key, into, loaded)
+
+        options = fallback, accept_fast, wanted.size_bytes is None
+        return await self._together((key, id(into), options), deadline, load)
 
     @method
     async def host_file(
@@ -716,6 +723,42 @@ class Methods(ABC):
                 await self._again(go_on, deadline, 2)
         raise error
 
+    async def _together(
+        self,
+        key: tuple[Any, ...],
+        deadline: rpc.Deadline,
+        load: Callable[[], Coroutine[Any, Any, Any]],
+    ) -> Any:
+        """Load a module, or return what a call loads that came before with the same key.
+
+        Its error reaches all who wait. But if it was cancelled, or more time may help, the next of
+        them loads.
+        """
+        mine: Future[Any] = Future()
+        mine.set_running_or_notify_cancel()  # a task that waits for it cannot cancel it
+        while (first := self._loading.setdefault(key, mine)) is not mine:
+            await self._wait_for(first, deadline.remaining_s())
+            if not first.done():
+                raise errors.DeadlineExceeded(
+                    f"another call loads this module, and did not end in {deadline.timeout_s:g} s"
+                )
+            outcome = first.result()
+            if isinstance(outcome, errors.WasmkilnError):
+                raise outcome
+            if outcome is not None:
+                return outcome
+        outcome = None
+        try:
+            outcome = await load()
+            return outcome
+        except errors.WasmkilnError as error:
+            is_late = isinstance(error, errors.DeadlineExceeded)
+            outcome = None if is_late or rpc.pause_s(error, 1) is not None else error
+            raise
+        finally:
+            del self._loading[key]
+            mine.set_result(outcome)
+
     async def _from_store(self, wanted: Call, *, fast: bool = False) -> Loaded | None:
         opening = partial(self._store.open, wanted, loading.fits, fast=fast)
         return await self._away(partial(self._load_opened, opening, wanted))
@@ -851,6 +894,10 @@ class Methods(ABC):
         """Wait, or until the client is closed."""
 
     @abstractmethod
+    async def _wait_for(self, other: Future[Any], timeout_s: float) -> None:
+        """Wait until another call has ended, or so long."""
+
+    @abstractmethod
     async def _away(self, work: Callable[[], T]) -> T:
         """Do what blocks: it reads files, uses the CPU, or waits for gRPC's threads."""
 
@@ -927,6 +974,9 @@ class Client(Methods):
 
     async def _pause(self, pause_s: float) -> None:
         self._connection.closed.wait(pause_s)
+
+    async def _wait_for(self, other: Future[Any], timeout_s: float) -> None:
+        wait([other], max(0.0, timeout_s))
 
     async def _away(self, work: Callable[[], T]) -> T:
         return work()

@@ -507,14 +507,17 @@ class LoadedModules:
         # The engine is kept with the module: its id is part of the key, and may not be reused.
         self._held: OrderedDict[tuple[Any, ...], tuple[Loaded, Any]] = OrderedDict()
 
-    def get(self, request: tuple[Any, ...], into: Any) -> Loaded | None:
-        """Return the module, or None."""
+    def get(
+        self, request: tuple[Any, ...], into: Any, fast: bool = False, portable: bool = False
+    ) -> Loaded | None:
+        """Return the module, or None; also one that stands in, if it is fast or portable code."""
         key = *request, id(into)
         with self._lock:
-            if key not in self._held:
+            held, _ = self._held.get(key, (None, None))
+            if held is None or held.is_fast > fast or held.is_portable > portable:
                 return None
             self._held.move_to_end(key)
-            return self._held[key][0]
+            return held
 
     def put(self, request: tuple[Any, ...], into: Any, loaded: Loaded) -> Any:
         """Keep a module. Return it, or the one that another thread kept first.

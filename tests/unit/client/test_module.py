@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import importlib.metadata
 import logging
@@ -19,7 +20,7 @@ import grpc
 import pytest
 import wasmkiln
 import wasmtime
-from wasmkiln import errors, loading
+from wasmkiln import AsyncClient, Client, errors, loading
 from wasmkiln._source import identify
 from wasmkiln.loading import Loaded, LoadedModules
 from wasmkiln.v1 import types_pb2 as types
@@ -84,10 +85,16 @@ class Host:
 
 
 @pytest.fixture
-def host(make_client: Callable[..., Any], daemon: FakeDaemon, tmp_path: Path) -> Host:
+def stocked(daemon: FakeDaemon) -> FakeDaemon:
+    """The daemon, with the code of ADDER."""
     daemon.modules[DIGEST] = ADDER
     daemon.artifact = code()
-    return Host(make_client, daemon, StoreWriter(tmp_path / "store"))
+    return daemon
+
+
+@pytest.fixture
+def host(make_client: Callable[..., Any], stocked: FakeDaemon, tmp_path: Path) -> Host:
+    return Host(make_client, stocked, StoreWriter(tmp_path / "store"))
 
 
 # --- the host store -------------------------------------------------------------------------
@@ -175,6 +182,105 @@ def test_a_namespace_has_files_of_its_own(host: Host) -> None:
     for client, module in strangers:
         with pytest.raises(errors.ConnectionFailed):
             client.module(module, engine="wasmtime")
+
+
+# --- many calls at once ---------------------------------------------------------------------
+
+CALLS = 8
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """Is released by each call that waits for another one."""
+    released = threading.Semaphore(0)
+
+    def counted(real: Any) -> Any:
+        async def wait(*options: Any) -> None:
+            released.release()
+            await real(*options)
+
+        return wait
+
+    for kind in (Client, AsyncClient):
+        monkeypatch.setattr(kind, "_wait_for", counted(kind._wait_for))
+    return released
+
+
+async def at_once(
+    daemon: FakeDaemon,
+    waiting: threading.Semaphore,
+    kind: type[Client | AsyncClient],
+    first: Callable[[Any], Any] = id,
+    **options: Any,
+) -> list[Any]:
+    """Ask for a module by many calls, and have the daemon answer once all wait for the first.
+
+    The first has `options`; before the answer, do `first` with its task. Return what came of each.
+    """
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2 * CALLS))
+    client: Any = kind(daemon.address, host_store_dir="none", timeout_s=30)
+
+    def ask(**options: Any) -> Any:
+        if kind is AsyncClient:
+            return asyncio.create_task(client.module(ADDER, **options))
+        return asyncio.create_task(asyncio.to_thread(client.module, ADDER, **options))
+
+    daemon.hang.clear()
+    daemon.entered.clear()
+    tasks = [ask(**options)]
+    assert await asyncio.to_thread(daemon.entered.wait, 10)
+    tasks += [ask() for _ in range(CALLS - 1)]
+    for _ in tasks[1:]:
+        assert await asyncio.to_thread(waiting.acquire, timeout=10)
+    first(tasks[0])
+    if options or tasks[0].cancelling():
+        await asyncio.wait(tasks[:1])
+    daemon.hang.set()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    if (closing := client.close()) is not None:
+        await closing
+    return found
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+async def test_calls_for_one_module_load_it_once(
+    stocked: FakeDaemon, waiting: threading.Semaphore, kind: Any
+) -> None:
+    found = await at_once(stocked, waiting, kind)
+    assert add(found[0]) == 42
+    assert len(set(map(id, found))) == 1
+    assert len(stocked.requests("Compile")) == 1
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+async def test_an_error_reaches_all_who_wait(
+    stocked: FakeDaemon, waiting: threading.Semaphore, kind: Any
+) -> None:
+    stocked.refuse(Refusal(grpc.StatusCode.INVALID_ARGUMENT, "MODULE_INVALID"))
+    found = await at_once(stocked, waiting, kind)
+    assert {type(each) for each in found} == {errors.ModuleInvalid}
+    assert len(stocked.requests("Compile")) == 1
+
+
+async def test_a_first_call_that_is_cancelled_fails_no_other(
+    stocked: FakeDaemon, waiting: threading.Semaphore
+) -> None:
+    cancelled, *others = await at_once(stocked, waiting, AsyncClient, lambda task: task.cancel())
+    assert isinstance(cancelled, asyncio.CancelledError)
+    assert add(others[0]) == 42
+    assert len(set(map(id, others))) == 1
+    assert len(stocked.requests("Compile")) == 2
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+async def test_a_first_call_that_has_less_time_fails_no_other(
+    stocked: FakeDaemon, waiting: threading.Semaphore, kind: Any
+) -> None:
+    late, *others = await at_once(stocked, waiting, kind, timeout_s=2)
+    assert isinstance(late, errors.DeadlineExceeded)
+    assert add(others[0]) == 42
+    assert len(set(map(id, others))) == 1
+    assert len(stocked.requests("Compile")) == 2
 
 
 # --- a file that the daemon names -----------------------------------------------------------
