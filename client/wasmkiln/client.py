@@ -274,7 +274,8 @@ class Methods(ABC):
         times slower than native code, when native code cannot be had: the daemon raises
         TargetUnsupported, or what it sends is for another architecture or system, or needs
         features that this CPU lacks. That code has the default cpu of its target, and stands in: a
-        later call, at most one in ten minutes, looks for native code. Any other failure is raised.
+        later call, at most one in ten minutes, looks for native code. Leave out `into`. Any other
+        failure is raised.
         After `timeout_s` the call raises DeadlineExceeded, but the compile goes on in its thread.
 
         The arguments are those of `compile`, but the engine is that of `into`, a
@@ -282,19 +283,20 @@ class Methods(ABC):
         several versions that the host store knows, the newest that this process can load.
         Without `into`, `wasmkiln.engine_of(module)` is the engine, to make a Store with. The
         client keeps the 128 modules used last, and digests of unchanged files. With `accept_fast`
-        the code may be a fast compiler's; a later call, at most one a second, looks for the
-        optimised code, and returns that. Fast and portable code have engines of their own, so with
-        `into` there is neither.
+        and without `into`, the code may be a fast compiler's; a later call, at most one a second,
+        looks for the optimised code, and returns that.
 
         Loading is running code: see `check_files`. Raise the errors of `compile` and `load`.
         """
         if fallback not in (None, "compile", "portable"):
             raise ValueError(f"fallback is 'compile', 'portable' or None, not {fallback!r}")
-        # Code of either kind has an engine of its own.
-        portable, accept_fast = (
-            fallback == "portable" and into is None,
-            accept_fast and into is None,
-        )
+        portable = fallback == "portable"
+        if (accept_fast or portable) and into is not None:
+            what = "accept_fast" if accept_fast else "fallback='portable'"
+            raise ValueError(
+                f"with {what} the engine depends on the artifact: leave out `into`, and use "
+                "wasmkiln.engine_of(module)"
+            )
         # The engine of `into` says itself which version and settings it needs.
         named, engine = engine, engine or loading.engine_name(into)
         deadline = self._deadline(timeout_s)

@@ -32,8 +32,8 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 
 # In gRPC's words: failures of a connection that another attempt does not heal.
 _LASTING = ("handshake failed", "Hostname Verification", "Failed parsing HTTP/2")
-# In gRPC's words: only the stream was cut, by a proxy whose daemon is away, or a daemon that ends, or
-# it ended without a status. They say something else of a call that this client cancelled.
+# In gRPC's words: a proxy or a daemon that ends cut one stream, or it ended without a status. gRPC
+# says something else of a call that this client cancelled.
 _CUT = re.compile("CANCELLED|.*(?:RST_STREAM|Stream removed).*")
 # What gRPC's own words for a failed connection mean.
 _CAUSES = {

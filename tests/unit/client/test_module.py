@@ -502,6 +502,8 @@ def test_portable_code_where_no_native_code_fits(
 
 def test_portable_code_is_for_nothing_else(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     client = host.asking()
+    with pytest.raises(ValueError, match="fallback='portable' the engine depends"):
+        client.module(ADDER, fallback="portable", into=wasmtime.Engine())
     with monkeypatch.context() as other:
         other.setattr(loading, "installed", lambda _: "51.0.0")
         with pytest.raises(errors.IncompatibleEngine, match=r"51\.0"):
@@ -568,19 +570,6 @@ def test_a_host_store_with_both_needs_no_daemon(
     assert add(host.alone().module(ADDER, fallback="portable")) == 42
     compiled = host.alone().module(ADDER, fallback="compile")
     assert add(compiled) == 42
-
-
-def test_beside_into_what_stands_in_is_not_used(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine, client = wasmtime.Engine(), host.asking()
-    for wish in ({"fallback": "portable"}, {"accept_fast": True}):
-        module = client.module(ADDER, into=engine, **wish)
-        assert wasmkiln.engine_of(module) is engine
-    another_machine(monkeypatch, host)
-    with pytest.raises(errors.IncompatibleEngine, match="this machine is aarch64"):
-        client.module(ADDER, into=wasmtime.Engine(), fallback="portable")
-    assert not any(each.accept_fast or each.target for each in host.daemon.requests("Compile"))
 
 
 def test_machines_that_run_portable_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -651,6 +640,8 @@ def test_arguments(host: Host) -> None:
         client.module(ADDER, fallback="interpret")
     with pytest.raises(TypeError, match="Engine"):
         client.module(ADDER, into=object())
+    with pytest.raises(ValueError, match="engine_of"):
+        client.module(ADDER, accept_fast=True, into=wasmtime.Engine())
     with pytest.raises(LookupError):
         wasmkiln.engine_of(object())
 
