@@ -80,7 +80,7 @@ def test_a_fresh_artifact_that_was_cut_is_compiled_once(kiln: Kiln, asks: Asks) 
     assert [each.offset_bytes for each in asked] == [0, 0, HALF]
 
 
-@pytest.mark.parametrize("asks", ["go", "node"], indirect=True)
+@RETRYING
 def test_what_is_compiled_for_a_call_may_be_lost(kiln: Kiln, asks: Asks) -> None:
     """Then an older artifact is no answer to who wants a fresh one."""
     asked: list[CompileRequest] = []

@@ -403,15 +403,24 @@ struct Client::State {
   // Make a Compile call. If it is cut, go on behind what came.
   Artifact ask(v1::CompileRequest request, Shared& shared) const {
     Artifact got;
+    // The digest of what the daemon compiled for this call, once a header has told it.
+    std::string made;
     return persist(shared, [&] {
-      if (!got.bytes.empty()) {
+      while (true) {
+        if (request.skip_cache_lookup() && got.header.has_engine()) {
+          made = got.header.artifact_sha256();
+          request.set_skip_cache_lookup(false);
+        }
         request.set_offset_bytes(got.bytes.size());
-        request.set_artifact_sha256(got.header.artifact_sha256());
+        request.set_artifact_sha256(got.bytes.empty() ? "" : got.header.artifact_sha256());
+        make(shared, [&](auto* context) { receive(request, shared, context, &got); });
+        bool is_made = made.empty() || made == got.header.artifact_sha256();
+        if (is_made || got.header.origin() == v1::ORIGIN_COMPILED) return std::move(got);
+        // The daemon has lost it, and an older artifact is no answer.
+        got = Artifact();
+        made.clear();
+        request.set_skip_cache_lookup(true);
       }
-      // A header came: the daemon has compiled it for this call, and need not again.
-      if (got.header.has_engine()) request.set_skip_cache_lookup(false);
-      make(shared, [&](auto* context) { receive(request, shared, context, &got); });
-      return std::move(got);
     });
   }
 

@@ -155,6 +155,8 @@ public final class WasmkilnClient implements AutoCloseable {
     // What came of the artifact, in one answer to Compile or several.
     ArtifactHeader header = ArtifactHeader.getDefaultInstance();
     ByteString bytes = ByteString.EMPTY;
+    // The digest of what the daemon compiled for this call, once a header has told it.
+    String made = "";
     final ByteString compatibility;
     // Tries since more arrived than ever before, and how much that is.
     private int tries;
@@ -174,6 +176,13 @@ public final class WasmkilnClient implements AutoCloseable {
       priority = how.isBackground() ? "background" : "";
       timeout = how.timeout() == null ? options.timeout : how.timeout();
       deadline = Deadline.after(timeout.toMillis(), TimeUnit.MILLISECONDS);
+    }
+
+    /** Forget what has come of an artifact. */
+    void forget() {
+      header = ArtifactHeader.getDefaultInstance();
+      bytes = ByteString.EMPTY;
+      made = "";
     }
 
     /** Note that so many bytes of the module or artifact are where they have to be. */
@@ -367,21 +376,29 @@ public final class WasmkilnClient implements AutoCloseable {
 
   /** Make a Compile call. If it is cut, go on behind what came. */
   private Artifact ask(Call call, CompileRequest.Builder request) {
-    call.header = ArtifactHeader.getDefaultInstance();
-    call.bytes = ByteString.EMPTY;
+    call.forget();
+    var next = request.clone();
     try {
       return call.persist(
           () -> {
-            var next = request.clone().setOffsetBytes(call.bytes.size());
-            if (!call.bytes.isEmpty()) {
-              next.setArtifactSha256(call.header.getArtifactSha256());
+            while (true) {
+              String digest = call.header.getArtifactSha256();
+              if (next.getSkipCacheLookup() && call.header.hasEngine()) {
+                call.made = digest;
+                next.setSkipCacheLookup(false);
+              }
+              next.setOffsetBytes(call.bytes.size());
+              next.setArtifactSha256(call.bytes.isEmpty() ? "" : digest);
+              CompileRequest asked = next.build();
+              Artifact got = call.make(stub -> receive(stub.compile(asked), asked, call));
+              boolean isMade = List.of("", call.header.getArtifactSha256()).contains(call.made);
+              if (isMade || call.header.getOrigin() == Origin.ORIGIN_COMPILED) {
+                return got;
+              }
+              // The daemon has lost it, and an older artifact is no answer.
+              call.forget();
+              next.setSkipCacheLookup(true);
             }
-            if (call.header.hasEngine()) {
-              // The daemon has compiled it for this call, and need not again.
-              next.setSkipCacheLookup(false);
-            }
-            CompileRequest asked = next.build();
-            return call.make(stub -> receive(stub.compile(asked), asked, call));
           });
     } catch (WasmkilnException refused) {
       boolean isKey = !request.getCompatibility().equals(call.compatibility);
