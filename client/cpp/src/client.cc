@@ -242,8 +242,10 @@ struct Shared {
     const std::string detail = found == details.metadata.end() ? "" : found->second;
     auto says = [&](const char* words) { return detail.find(words) != std::string::npos; };
     if (details.code == grpc::StatusCode::DEADLINE_EXCEEDED && failure) throw *failure;
-    // gRPC has the codes CANCELLED, INTERNAL or UNKNOWN for a stream that the other side reset.
-    bool is_cut = details.code == grpc::StatusCode::UNAVAILABLE || says("RST_STREAM");
+    // gRPC has the codes CANCELLED, INTERNAL or UNKNOWN for a stream that the other side reset, or
+    // ended without a status.
+    bool is_cut = details.code == grpc::StatusCode::UNAVAILABLE || says("RST_STREAM") ||
+                  says("Stream removed");
     // A daemon that ends cancels its calls, too.
     is_cut = is_cut || (details.code == grpc::StatusCode::CANCELLED && !is_cancelled());
     bool is_lasting = says("handshake failed") || says("Hostname Verification") ||

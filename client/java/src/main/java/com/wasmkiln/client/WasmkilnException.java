@@ -75,10 +75,11 @@ public final class WasmkilnException extends RuntimeException {
         return false;
       }
     }
-    // gRPC has other codes for a stream that the other side reset, or cancelled because it ends.
+    // gRPC has other codes for a stream that the other side reset, ended without a status, or
+    // cancelled because it ends.
     String detail = metadata.getOrDefault("detail", "");
-    boolean isReset = detail.contains("RST_STREAM") || detail.equals("CANCELLED");
-    return code == Status.Code.UNAVAILABLE || isReset;
+    boolean isReset = detail.contains("RST_STREAM") || detail.contains("unexpected EOS");
+    return code == Status.Code.UNAVAILABLE || isReset || detail.equals("CANCELLED");
   }
 
   /** Return the exception for a call that failed. */
