@@ -119,7 +119,7 @@ def test_a_stream_that_is_cut_while_the_connection_goes_on(
     with resetting_server(HALF, code) as (address, asked):
         said = asks.once(address, kiln.module, "--timeout-ms", "20000")
     assert said.what == "compiled", said
-    # gRPC's core drops what nobody has read yet of a stream that is cut; Java and others hand it on.
+    # gRPC's core drops what nobody has read yet of a stream that is cut. The others hand it on.
     kept = (0, HALF) if asks.language == "cpp" else (HALF,)
     first, second = (each.offset_bytes for each in asked)
     assert first == 0
