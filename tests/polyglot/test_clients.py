@@ -145,7 +145,7 @@ def test_it_says_why_a_call_failed(kiln: Kiln, asks: Asks) -> None:
     assert asks.once(*call, "--engine", "wasmtime-1.0.0").what == "ENGINE_UNKNOWN"
     for digest in ("00", "G" * 64):
         assert asks.once(*call, "--digest", digest).what == "unusable"
-    short: Words = ["--timeout-ms", "5000"]
+    short: Words = ["--timeout-ms", "2500"]
     nobody = asks.once("127.0.0.1:1", kiln.module, *short)
     assert nobody.what == "CONNECTION_FAILED"
     assert nobody.text.startswith("no daemon answers at 127.0.0.1:1 (")
@@ -159,7 +159,7 @@ def test_it_says_why_a_call_failed(kiln: Kiln, asks: Asks) -> None:
 def test_a_full_queue(kiln: Kiln, asks: Asks) -> None:
     module = kiln.fresh_module()
     with kiln.full_queue() as engine:
-        said = asks.once(kiln.address, module, "--engine", engine, "--timeout-ms", "5000")
+        said = asks.once(kiln.address, module, "--engine", engine, "--timeout-ms", "2500")
     assert said.what == "COMPILE_QUEUE_FULL"
     assert int(said.engine_or_retry_ms) > 0
 
@@ -221,7 +221,7 @@ def test_tls_and_tokens(kiln: Kiln, secure: Secure, asks: Asks) -> None:
     assert asks.once(secure.address, module, *tls).what == "CREDENTIALS_MISSING"
     other = asks.once(secure.address, module, "--ca", secure.other_ca_file, *token)
     assert other.what == "CONNECTION_FAILED"
-    plain = asks.once(secure.address, module, "--timeout-ms", "5000")
+    plain = asks.once(secure.address, module, "--timeout-ms", "2500")
     assert plain.what == "CONNECTION_FAILED"
     names = ("kiln.example", "dns:///kiln.example", "127.0.0.1.example", "unixprod")
     for address in [f"{name}:1" for name in names]:

@@ -157,7 +157,7 @@ def test_an_upload_that_gets_no_further_ends_with_its_time(
     liar.answers["Compile"] = _refusing(grpc.StatusCode.NOT_FOUND, "MODULE_NOT_LOADED")
     liar.answers["Upload"] = _refusing(grpc.StatusCode.UNAVAILABLE)
     _hold(liar, 0, 1_000_000, *[2_000_000] * 100)
-    said = asks.once(liar.address, large, "--timeout-ms", "5000")
+    said = asks.once(liar.address, large, "--timeout-ms", "2500")
     assert said.what == "CONNECTION_FAILED"
     assert set(liar.calls) == {"Compile", "QueryUpload", "Upload"}
     assert liar.calls.count("Upload") > 4

@@ -79,8 +79,9 @@ def _append(path: Path, name: str, count: int) -> None:
 
 
 def test_several_processes_append_while_the_file_is_renamed_and_lose_nothing(path: Path) -> None:
-    fork = multiprocessing.get_context("fork")
-    writers = [fork.Process(target=_append, args=(path, str(n), 1000)) for n in range(4)]
+    # A fork would inherit what gRPC's threads were doing in other tests of this process, and crash.
+    spawn = multiprocessing.get_context("spawn")
+    writers = [spawn.Process(target=_append, args=(path, str(n), 1000)) for n in range(4)]
     for writer in writers:
         writer.start()
     for writer in writers:
