@@ -98,6 +98,13 @@ def test_the_sources_build_the_same_wheel(
     assert wheel.read_bytes() == (dist / wheel.name).read_bytes()
 
 
+def test_the_sources_are_those_of_the_repository(sources: Path) -> None:
+    """Also where builds in .work have links that lead back to them."""
+    tracked = _run("git", "-C", str(ROOT), "ls-files").splitlines()
+    assert len(tracked) > 500
+    assert [name for name in tracked if not (sources / name).exists()] == []
+
+
 def test_the_sums_are_those_of_all_files(dist: Path) -> None:
     lines = [line.split("  ") for line in (dist / SUMS).read_text().splitlines()]
     sums = {name: digest for digest, name in lines}

@@ -112,7 +112,6 @@ def node_program(folder: Path) -> Asks:
 
 def cpp_program(folder: Path) -> Asks:
     """Build C++'s program, by a project that finds the library as the README installs it."""
-    # Copies: who packs the checkout follows links, and would take those for the folders themselves.
     for source in (CPP, PROTOS):
         shutil.copytree(source, folder / source.relative_to(ROOT), dirs_exist_ok=True)
     must(["sh", "-e", "-c", f"cd {folder}\n{readme(CPP, 'sh')}"])
