@@ -29,7 +29,6 @@ from wasmkilnd.files.ownership import NotOurs
 from wasmkilnd.files.threads import on_disk
 from wasmkilnd.lifecycle import warm_ups
 from wasmkilnd.lifecycle.preflight import CannotStart
-from wasmkilnd.lifecycle.reload import CannotReload
 from wasmkilnd.lifecycle.systemd import long_step, notify
 from wasmkilnd.model import EngineWarmUp, Reloadable
 from wasmkilnd.rpc.messages import Capabilities
@@ -302,16 +301,16 @@ class Serving:
     def prepare(self, new: Settings) -> Callable[[], None]:
         """Refuse a reload that names an engine which is not there; read the advisories again.
 
-        Engines follow after all else (``look``), and names with them. Raises CannotReload and
-        CannotUse.
+        Engines follow after all else (``look``), and names with them. Raises CannotUse, and so
+        does what is returned.
         """
-        found = open_advisories(new)
+        found, why = open_advisories(new), refusal(new)
 
         def apply() -> None:
             self.advisories.current = found
+            if why:
+                raise errors.CannotUse(why)
 
-        if why := refusal(new):
-            raise CannotReload(why, apply)
         return apply
 
     async def look(self) -> None:

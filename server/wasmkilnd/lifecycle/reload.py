@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import structlog
 
 from wasmkilnd.access.guard import Access, AccessGuard, files_of, read_access
+from wasmkilnd.errors import CannotUse
 from wasmkilnd.files.operator_files import defect_in
 from wasmkilnd.files.threads import Threads, on_disk
 from wasmkilnd.model import Limits, Reloadable
@@ -40,17 +41,9 @@ _TLS_FILES = ("tls_cert_file", "tls_key_file", "tls_client_ca_file")
 
 # Reads all that a part takes from settings and the files that they name; returns what applies it.
 # It runs in a thread, may block, and changes nothing. What it returns runs in the event loop, at
-# once. Raises CannotReload, or another exception of this package.
+# once. Both raise CannotUse, or another exception of this package; what is to be applied may raise
+# it last, of the rest.
 Prepare: TypeAlias = Callable[[Settings], Callable[[], None]]
-
-
-class CannotReload(Exception):  # noqa: N818 - says what the daemon cannot do
-    """A part cannot use the new settings, or what they name; the message says why."""
-
-    def __init__(self, why: str, rest: Callable[[], None] | None = None) -> None:
-        """``rest`` applies what the part can use all the same."""
-        super().__init__(why)
-        self.rest = rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +155,7 @@ class Reloader:
                 return work()
             except Exception as failure:
                 refused[name] = _why(name, failure)
-                return getattr(failure, "rest", None)
+                return None
 
         def read() -> dict[str, Any]:
             return {name: tried(name, partial(prepare, new)) for name, prepare in parts.items()}
@@ -224,9 +217,9 @@ def prepare_access(
             tenants.serve(guard.access.policy.namespaces, new)
         # Last, since whatever fails here must not keep anybody's access.
         _audit_access(auditor, before, guard.access)
+        if causes or why:
+            raise CannotUse("\n".join(filter(None, (*causes, why))))
 
-    if causes or why:
-        raise CannotReload("\n".join(filter(None, (*causes, why))), apply)
     return apply
 
 
