@@ -4,7 +4,7 @@ sd_notify(3) without the library: a datagram to the socket in NOTIFY_SOCKET, whi
 guarantees as stable. Nothing is said where no service manager set that.
 
 systemd gives a start TimeoutStartSec, and a long step as much as that may take (``long_step``). It
-gets a status when that changes. The event loop answers its watchdog, so a loop that hangs answers
+gets a status every five seconds. The event loop answers its watchdog, so a loop that hangs answers
 no more; and only while jobs get on.
 """
 
@@ -73,7 +73,6 @@ class Service:
         """
         self._state_dir, self._status, self._look = state_dir, status, look
         self._me = running.RunningDaemon(os.getpid(), running.began(os.getpid()), version)
-        self._told = ""
         self._keeping: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
@@ -113,22 +112,19 @@ class Service:
         await on_disk(running.write, self._state_dir, self._me)
 
     def _ready(self) -> None:
-        self._told = self._text()
-        notify("READY=1", f"STATUS={self._told}")
+        notify("READY=1", f"STATUS={self._text()}")
 
     def _text(self) -> str:
         refused = self._me.refused
         return f"the last reload failed: {refused}; {self._status()}" if refused else self._status()
 
     async def _keep_told(self) -> None:
-        limit_s, held = watchdog_s(), True
+        limit_s, gets_on = watchdog_s(), True
         while True:
             await asyncio.sleep(min(_LOOK_S, limit_s / 3) if limit_s else _LOOK_S)
-            before, held = held, self._look()
-            if limit_s and held:
+            before, gets_on = gets_on, self._look()
+            if limit_s and gets_on:
                 notify("WATCHDOG=1")
             elif limit_s and before:
                 log.error("jobs wait and get no worker: the watchdog will restart the daemon")
-            if (text := self._text()) != self._told:
-                self._told = text
-                notify(f"STATUS={text}")
+            notify(f"STATUS={self._text()}")
