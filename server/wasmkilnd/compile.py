@@ -262,8 +262,8 @@ class Compiler:
             if not already_loaded:
                 waiters.quota.stored(module.size_bytes)
 
-        flight = "validate", key
-        ticket = self._join(flight, engine_id, module, request.terms, validate)
+        flight_key = "validate", key
+        ticket = self._join(flight_key, engine_id, module, request.terms, validate)
         await ticket.wait()
         artifacts = self.cache.memory.artifacts_of(module.sha256)
         return LoadResult(module, engine_id, already_loaded, artifacts)
@@ -318,9 +318,9 @@ class Compiler:
         With ``anew``, compile it even if a tier holds the artifact. It counts in ``quota``, and
         is not compiled while that is used up.
         """
-        flight = spec.key_for(sha256), anew
-        is_under_way = flight in self.background
-        if self._ends or is_under_way or self._pauses(flight) or not quota.may_compile():
+        flight_key = spec.key_for(sha256), anew
+        is_under_way = flight_key in self.background
+        if self._ends or is_under_way or self._pauses(flight_key) or not quota.may_compile():
             return
         if len(self.background) > MAX_BEHIND:
             self.metrics.count("compiled_behind", "dropped")
@@ -329,7 +329,8 @@ class Compiler:
             *(sha256, b"", spec.engine.id, spec.target, spec.cpu, spec.changed_settings, anew),
             terms=replace(THE_DAEMON, quota=quota),
         )
-        self.background.join(flight, THE_DAEMON.waiter, lambda _: self._behind(request, flight))
+        behind = partial(self._behind, request, flight_key)
+        self.background.join(flight_key, THE_DAEMON.waiter, lambda _: behind())
 
     async def ahead(self, request: Request) -> Served:
         """Serve a request of THE_DAEMON behind all other work, and wait for it.
@@ -339,9 +340,9 @@ class Compiler:
         if self._ends:
             raise errors.server_draining()
         key = self._spec(request, None).key_for(request.sha256)
-        flight, waiter = (key, request.skip_cache_lookup), request.terms.waiter
+        flight_key, waiter = (key, request.skip_cache_lookup), request.terms.waiter
         ticket = self.background.join(
-            flight, waiter, lambda _: self._serve_in_slot(request, flight)
+            flight_key, waiter, lambda _: self._serve_in_slot(request, flight_key)
         )
         return await ticket.wait()
 
@@ -441,9 +442,9 @@ class Compiler:
         When the artifact is there, have that of ``then`` compiled behind, whether or not the
         caller still waits.
         """
-        flight, engine_id = (work.key, work.recompile), work.spec.engine.id
+        flight_key, engine_id = (work.key, work.recompile), work.spec.engine.id
         run = partial(self._compile, work)
-        ticket = self._join(flight, engine_id, work.module, terms, run)
+        ticket = self._join(flight_key, engine_id, work.module, terms, run)
 
         def made(result: Served | Exception) -> None:
             if then and isinstance(result, Served):
@@ -454,7 +455,7 @@ class Compiler:
         return Served(served.artifact, Origin.JOINED_FLIGHT) if ticket.joined else served
 
     def _join(
-        self, flight: Hashable, engine_id: str, module: Module, terms: Terms, work: Run[V]
+        self, flight_key: Hashable, engine_id: str, module: Module, terms: Terms, work: Run[V]
     ) -> Ticket[V]:
         """Join a flight that works on ``module``, or begin it with ``work``.
 
@@ -463,13 +464,13 @@ class Compiler:
         or QUOTA_EXCEEDED.
         """
         waiter, held_bytes = terms.waiter, wire.held_bytes(module.wasm)
-        if flight in self.flights:
-            ticket = self.flights.join(flight, waiter, work)
+        if flight_key in self.flights:
+            ticket = self.flights.join(flight_key, waiter, work)
         else:
             if self.in_progress.room(waiter.caller) <= 0:
                 raise errors.modules_held(engine_id, self.in_progress.total)
             terms.quota.compile()
-            ticket = self.flights.join(flight, waiter, work, terms.quota)
+            ticket = self.flights.join(flight_key, waiter, work, terms.quota)
             self.in_progress.add(waiter.caller, held_bytes)
             ticket.on_end(lambda _: self.in_progress.add(waiter.caller, -held_bytes))
         terms.release()
@@ -542,12 +543,12 @@ class Compiler:
             module = replace(module, wasm=await module.wasm.read(0, module.size_bytes))
         self.cache.put(module)
 
-    async def _behind(self, request: Request, flight: Hashable) -> Served:
+    async def _behind(self, request: Request, flight_key: Hashable) -> Served:
         """Have optimised code made; note how that ended."""
         about, outcome = {"module": request.sha256, "engine": request.engine}, "dropped"
         began_s = time.monotonic()
         try:
-            served = await self._serve_in_slot(request, flight)
+            served = await self._serve_in_slot(request, flight_key)
             origin, seconds = served.origin, round(time.monotonic() - began_s, 3)
             outcome = "compiled" if origin is Origin.COMPILED else "found"
             log.info("optimised artifact ready", origin=origin.value, seconds=seconds, **about)
@@ -559,12 +560,12 @@ class Compiler:
                 log.info("optimised artifact not made", reason=reason.value, cause=cause, **about)
             if outcome == "failed" and reason is not Reason.QUOTA_EXCEEDED:
                 # Of a quota that is used up, another caller may have it made.
-                self._pause(flight, _FAILED_S)
+                self._pause(flight_key, _FAILED_S)
             raise
         finally:
             self.metrics.count("compiled_behind", outcome)
 
-    async def _serve_in_slot(self, request: Request, flight: Hashable) -> Served:
+    async def _serve_in_slot(self, request: Request, flight_key: Hashable) -> Served:
         """Serve the daemon's own request in a slot; note how it ended, as calls do for theirs."""
         async with self._turn:  # One of each namespace asks at a time, so that they take turns.
             await self.slots.acquire()
@@ -583,7 +584,7 @@ class Compiler:
                 self.metrics.compile_ended(*about, time.monotonic() - began_s)
             if self._ends:
                 # Without this, a job that runs would delay the end of the daemon.
-                self.flights.release(flight)
+                self.flights.release(flight_key)
 
     async def _admit(self, request: Request) -> Module:
         """Put the module's digest in place of its bytes; hash a large one in a thread."""

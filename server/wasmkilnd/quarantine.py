@@ -39,14 +39,14 @@ _REACHED: dict[errors.AnyReason, tuple[str, ...]] = {
 class Quarantine:
     """Decides which modules are refused. For one event loop.
 
-    The shared ``store`` decides. While it does not answer, this daemon's own memory does: a strike
-    that could not be stored counts until the store answers again.
+    The ``strikes`` that daemons share decide. While Redis does not answer, this daemon's own memory
+    does: a strike that could not be written counts until Redis answers again.
 
     - ``first_s``: returns how long a module's first quarantine lasts; 0 for none at all.
     - ``limits``: returns what this daemon gives to a compile.
     """
 
-    store: Strikes
+    strikes: Strikes
     metrics: Metrics
     first_s: Callable[[], float]
     limits: Callable[[], Limits]
@@ -55,7 +55,7 @@ class Quarantine:
     _known: dict[CacheKey, tuple[Strike, float]] = field(default_factory=dict)
 
     def known(self) -> Sequence[Strike]:
-        """Return the modules in quarantine that this daemon knows of, without asking the store."""
+        """Return the modules in quarantine that this daemon knows of, without asking Redis."""
         return [one for key in list(self._known) if self._refuses(one := self._now(key))]
 
     @asynccontextmanager
@@ -64,7 +64,7 @@ class Quarantine:
     ) -> AsyncIterator[None]:
         """Surround a compile of ``key``: check the quarantine first, and report a failure.
 
-        ``budget`` is how long the call may wait for the shared store. Raises MODULE_QUARANTINED.
+        ``budget`` is how long the call may wait for Redis. Raises MODULE_QUARANTINED.
         """
         await self.check(key, budget)
         try:
@@ -105,13 +105,13 @@ class Quarantine:
         strike = replace(strike, engine_id=engine_id, count=strikes, left_s=left_s, limits=limits)
         self._keep(strike)
         with suppress(errors.TierUnavailable):
-            await self.store.put(strike, left_s + MEMORY_S, budget)
+            await self.strikes.put(strike, left_s + MEMORY_S, budget)
 
     async def listed(self) -> Sequence[Strike]:
         """Return all modules in quarantine now, in this daemon or anywhere in the fleet."""
         found = self.known()
         with suppress(errors.TierUnavailable):
-            found = [strike for strike in await self.store.all() if strike.left_s > 0]
+            found = [strike for strike in await self.strikes.all() if strike.left_s > 0]
         return sorted(found, key=lambda one: (one.key.module_sha256, one.key.fingerprint))
 
     async def release(self, module_sha256: str) -> tuple[int, bool]:
@@ -123,13 +123,13 @@ class Quarantine:
         for key in mine:
             del self._known[key]
         try:
-            return len(mine | set(await self.store.remove(module_sha256))), True
+            return len(mine | set(await self.strikes.remove(module_sha256))), True
         except errors.TierUnavailable:
             return len(mine), False
 
     async def _find(self, key: CacheKey, budget: WaitBudget) -> Strike | None:
         with suppress(errors.TierUnavailable):
-            if strike := await self.store.get(key, budget):
+            if strike := await self.strikes.get(key, budget):
                 self._keep(strike)
             else:
                 self._known.pop(key, None)  # It was released, or has expired.

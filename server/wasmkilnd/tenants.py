@@ -105,10 +105,10 @@ class OpenTenant:
         """Build it of what is ``common`` to all namespaces; see ``start``."""
         now, whole = common.settings, common.metrics
         self._sealer = sealer = common.sealer
-        settings, link, self.mode = now.current, common.server.link, common.server.mode
+        settings, link, self.redis_kind = now.current, common.server.link, common.server.mode
         # What daemons tell each other, they read and write.
-        mode, bucket = settings.redis_mode, common.bucket
-        told = link if mode == "read-write" else None
+        redis_mode, bucket = settings.redis_mode, common.bucket
+        told = link if redis_mode == "read-write" else None
         # Of the namespace alone; of the default one, those of the whole daemon.
         self.metrics = metrics = Metrics(whole.version, whole=whole) if namespace else whole
         prefix = settings.redis_prefix + (f"ns:{namespace}:" if namespace else "")
@@ -135,8 +135,8 @@ class OpenTenant:
                 artifact_bytes=artifact_bytes,
                 module_bytes=common.module_bytes,
                 is_pinned=is_pinned,
-                reads=mode != "write-only",
-                writes=mode != "read-only",
+                reads=redis_mode != "write-only",
+                writes=redis_mode != "read-only",
                 reports_usage=not namespace,
             )
         objects, self.object_mode = None, settings.object_store_mode if bucket else NONE
@@ -200,7 +200,7 @@ class OpenTenant:
     def shared(self) -> tuple[model.RemoteStatus, model.RemoteStatus]:
         """Return whether Redis and the object store answer, and how many writes to each wait."""
         status = self.cache.remote_status
-        return status(self.mode), status(self.object_mode, "object_store")
+        return status(self.redis_kind), status(self.object_mode, "object_store")
 
     async def look(self) -> None:
         """Look after pins, uses, and what memory has that grows too old; never raise."""

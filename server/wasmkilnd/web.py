@@ -181,9 +181,9 @@ class Door:
         self._open = {at: each for at, each in self._open.items() if each[0].fileno() >= 0}
         if len(self._open) < (self.limit // 4 if self.tls else self.limit):
             return
-        held = Counter(host for _, host, _ in self._open.values())
+        by_host = Counter(host for _, host, _ in self._open.values())
         # Of those that are equal, the first.
-        last = min(self._open, key=lambda at: (-held[self._open[at][1]], self._open[at][2]))
+        last = min(self._open, key=lambda at: (-by_host[self._open[at][1]], self._open[at][2]))
         with suppress(OSError):  # the client has left
             self._open.pop(last)[0].shutdown(socket.SHUT_RDWR)  # then asyncio closes it
 

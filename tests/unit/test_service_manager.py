@@ -88,7 +88,7 @@ class Workers:
     waiting: int = 0
     busy: int = 0
     why_no_worker: str = ""
-    is_held_up: bool = False
+    awaits_memory: bool = False
 
 
 @dataclass
@@ -120,10 +120,10 @@ def test_jobs_that_wait_for_minutes_beside_idle_workers_are_stuck() -> None:
     assert gets_on()
     now_s += 10 * STUCK_S
     assert gets_on()
-    pool.busy, pool.is_held_up = 0, True  # Nor is one of another engine that has the memory.
+    pool.busy, pool.awaits_memory = 0, True  # Nor is one of another engine that has the memory.
     now_s += 10 * STUCK_S
     assert gets_on()
-    pool.is_held_up, pool.why_no_worker = False, "it does not start"
+    pool.awaits_memory, pool.why_no_worker = False, "it does not start"
     now_s += 10 * STUCK_S
     assert gets_on()
 

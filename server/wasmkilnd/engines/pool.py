@@ -159,7 +159,7 @@ class WorkerPool:
         return "" if self.alive else self._cause
 
     @property
-    def is_held_up(self) -> bool:
+    def awaits_memory(self) -> bool:
         """Whether its jobs wait for memory that other jobs have."""
         return self.memory.is_awaited(self.fill)
 

@@ -89,7 +89,7 @@ class Readiness:
             report(ready)
         pools = [each.pool for each in self._serving.registry.served] if self._serving else []
         waiting = [each for each in pools if each.waiting]
-        if all(each.busy or each.why_no_worker or each.is_held_up for each in waiting):
+        if all(each.busy or each.why_no_worker or each.awaits_memory for each in waiting):
             self._got_on_s = self._clock()
         return self._clock() - self._got_on_s < STUCK_S
 

@@ -189,8 +189,8 @@ class KeyStore:
         with self._locked():
             signing, later = self.signing_key(), self.next_key()
             # By content and not by name: an operator may have put a file there by hand.
-            held = {file: read_public(file) for file in self._trusted.glob("*.pem")}
-            files = [file for file, keys in held.items() if key_id in keys]
+            by_file = {file: read_public(file) for file in self._trusted.glob("*.pem")}
+            files = [file for file, keys in by_file.items() if key_id in keys]
             why = ""
             if signing and signing.public.id == key_id:
                 why = "this daemon signs with it; run `wasmkilnd keys rotate` first"
@@ -201,7 +201,7 @@ class KeyStore:
                     f"it is not the id of a key in {self._trusted}; `wasmkilnd keys ls` shows the"
                     " keys. Take a key that WASMKILN_TRUSTED_KEYS names out of that variable"
                 )
-            elif crowded := [file for file in files if len(held[file]) > 1]:
+            elif crowded := [file for file in files if len(by_file[file]) > 1]:
                 why = f"{crowded[0]} holds other keys too; take it out by hand"
             if why:
                 raise KeysUnusable(f"cannot distrust {key_id}: {why}")
