@@ -146,7 +146,8 @@ def error_from_rpc(failure: Any, address: str, timeout_s: float) -> errors.Wasmk
     told: dict[str, Any] = {"code": code, "reason": "", "metadata": {}}
     info, retry, bad = details.ErrorInfo(), details.RetryInfo(), details.BadRequest()
     with suppress(DecodeError):  # damaged, or of another server: code and text still count
-        trailers = dict(failure.trailing_metadata() or ())
+        # A tuple: in older versions of grpcio, dict() cannot read that of asyncio.
+        trailers = dict(tuple(failure.trailing_metadata() or ()))
         sent = trailers.get("grpc-status-details-bin", b"")
         for item in status_pb2.Status.FromString(sent).details:
             if item.Unpack(info) and info.domain == "wasmkiln":
