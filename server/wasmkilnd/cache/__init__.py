@@ -5,11 +5,10 @@ call. No call fails because a tier fails. ``tenants.py`` builds one for each nam
 
 | file | what it is |
 |---|---|
-| ``memory`` | an LRU of this process, within ``memory_bytes`` |
+| ``memory`` | an LRU of this process, within ``memory_bytes``, and what decodes it |
 | ``host_store`` | files that processes of this host map; passed over while its disk hangs |
 | ``redis_store`` | artifacts and modules in the Redis that daemons share; lists all keys |
 | ``writes`` | what is written to the tiers below memory, after the call |
-| ``decoding`` | what memory has encoded, decoded once for all callers |
 | ``value`` | the bytes under a key, and how they are checked |
 | ``object_store`` | the same in a bucket, or in a directory that hosts share |
 | ``shared_tier`` | what the tiers that daemons share have in common |

@@ -20,9 +20,8 @@ from weakref import WeakValueDictionary
 import structlog
 
 from wasmkilnd import model
-from wasmkilnd.cache.decoding import Decoder
 from wasmkilnd.cache.host_store import HostStore
-from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.memory import Decoder, MemoryTier
 from wasmkilnd.cache.object_store import ObjectStore
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.writes import Below, Writes

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 from structlog.testing import capture_logs
-from wasmkilnd.cache import decoding
+from wasmkilnd.cache import memory as memory_tier
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.value import ZSTD, ValueRejected, unpacked_frames
@@ -434,7 +434,7 @@ class Slow:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gate, self.began, self.calls = threading.Event(), threading.Event(), 0
-        monkeypatch.setattr(decoding, "unpacked_frames", self)
+        monkeypatch.setattr(memory_tier, "unpacked_frames", self)
 
     def __call__(self, one: Artifact) -> Iterator[bytes]:
         self.calls += 1
@@ -494,7 +494,7 @@ async def test_no_caller_waits_for_ever_for_a_frame_that_the_daemon_failed_to_un
         yield next(unpacked_frames(one))
         raise MemoryError
 
-    monkeypatch.setattr(decoding, "unpacked_frames", fails)
+    monkeypatch.setattr(memory_tier, "unpacked_frames", fails)
     found, _ = await packing.found()
     with pytest.raises(ValueRejected):
         await asyncio.wait_for(arrived(found), 5)
