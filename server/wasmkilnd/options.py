@@ -28,7 +28,6 @@ def open_bucket(settings: Settings, url: str = "") -> Bucket | None:
         url,
         timeout_s=settings.object_store_timeout_s,
         largest_bytes=max(settings.max_artifact_bytes, GIB),  # No policy allows larger modules.
-        artifact_bytes=settings.max_artifact_bytes,
     )
 
 

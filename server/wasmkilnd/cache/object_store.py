@@ -10,8 +10,8 @@ An object is created once, so two daemons that write one do no harm, and a reade
 one request. A large one, sent to a bucket in parts, may take the place of an equal one that came
 meanwhile. Nobody asks what is there: a look-up is a GET, and ``held`` goes by what this daemon has
 seen. Ages are the business of the bucket's own rules. ``Bucket`` is what all namespaces share:
-``Files`` or ``Remote``, its threads, time-outs and breaker, and the room for bytes that are not
-verified yet.
+``Files`` or ``Remote``, its threads, time-outs and breaker. A large value is verified when all of
+it is in memory, so one thread of each namespace reads those, and a namespace holds one at a time.
 
 Other daemons may have other keys and another ``value_max_age_s``. So of what does not verify here:
 
@@ -31,7 +31,7 @@ import re
 import secrets
 import stat
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -51,7 +51,6 @@ from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Module, Tie
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.waits.budgets import Allowance, Breaker
-from wasmkilnd.waits.flights import FairShare
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
@@ -60,7 +59,7 @@ Page: TypeAlias = list[tuple[str, int]]
 # What tells an object from the one that takes its place.
 Version: TypeAlias = "tuple[Any, ...]"
 
-# Larger objects are sent in parts.
+# Larger objects are sent in parts, and read one at a time.
 _ONE_REQUEST_BYTES = 8 * 1024 * 1024
 _LISTING_S = 30.0  # The same for a page of a listing, and for deleting what is on it.
 _PAGE = 1000
@@ -527,21 +526,16 @@ class Bucket(Breaker):
 
     tier = "object_store"
 
-    def __init__(
-        self, url: str, *, timeout_s: float, largest_bytes: int, artifact_bytes: int
-    ) -> None:
-        """Make ready, which may take a second. Raise CannotUse.
-
-        One namespace reads one artifact of ``artifact_bytes`` at a time, or more smaller ones.
-        """
+    def __init__(self, url: str, *, timeout_s: float, largest_bytes: int) -> None:
+        """Make ready, which may take a second. Raise CannotUse."""
         super().__init__(timeout_s=timeout_s)
-        self._unverified = FairShare(lambda: 2 * value.most_stored_bytes(artifact_bytes))
-        self._freed = asyncio.Event()
         self.url, path = url, urlsplit(url)
         is_here = path.scheme == "file"
         self.store = Files(unquote(path.path)) if is_here else Remote(url, timeout_s, largest_bytes)
         self._readers = Threads(READS_AT_ONCE, "wasmkiln-object-read")
         self._writers = Threads(4, "wasmkiln-object-write")
+        # By namespace.
+        self._large = defaultdict[str, Threads](partial(Threads, 1, "wasmkiln-object-large"))
         # Why the store refuses reads, writes, deletions and listings, and when the log told it.
         self._refusals, self._told_s = dict[str, str](), dict[str, float]()
         self._writes_again_s = 0.0
@@ -573,44 +567,34 @@ class Bucket(Breaker):
         with contextlib.suppress(TierUnavailable):
             await self.run(partial(self.store.look, _PROBE))
 
-    async def has_room(self, namespace: str, size_bytes: int) -> bool:
-        """Wait until so much may be read, but no longer than the time-out; return whether it may.
-
-        Any value may be read while no other is.
-        """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.timeout_s):
-                while self._unverified.total and not self._unverified.fits(namespace, size_bytes):
-                    self._freed.clear()
-                    await self._freed.wait()
-                return True
-        return False
-
     async def run(
         self,
         work: Callable[[], T],
         *,
         kind: str = "reads",
         more: Allowance | None = None,
-        holds: tuple[str, int] | None = None,
+        large_of: str | None = None,
     ) -> T:
         """Return what ``work`` returns in a thread, within the time-out and ``more``.
+
+        It is the one that reads large values of a namespace if that is given.
 
         Its ``kind`` is also ``writes``, ``deletions`` or ``listings``. Each is asked of the store
         though it refused another one: a refusal may be about one object. A write that is late, or
         fails, is no outage while reads are answered.
-        Until the thread is done, a namespace ``holds`` so many bytes that are not verified. Raise
-        TierUnavailable, Refused by the store, and ValueRejected if ``work`` does.
+        Raise TierUnavailable, Refused by the store, and ValueRejected if ``work`` does.
         """
         self.check()
-        threads = self._writers if kind in ("writes", "deletions") else self._readers
+        threads = self._readers if large_of is None else self._large[large_of]
+        if is_write := kind in ("writes", "deletions"):
+            threads = self._writers
         try:
-            found = await self._wait(work, threads, more, holds)
+            found = await self._wait(work, threads, more)
         except _Busy:
             raise TierUnavailable("all threads of this daemon wait for the object store") from None
         except TimeoutError:
             why = f"the object store does not answer within {self.timeout_s:g} s"
-            if threads is self._readers:
+            if not is_write:
                 self.failed(why, late=True)
             raise TierUnavailable(why) from None
         except (ValueRejected, TierUnavailable):
@@ -625,7 +609,7 @@ class Bucket(Breaker):
                 self.answered(done=False)
                 self._note_refusal(kind, why)
                 raise Refused(why) from None
-            self.failed(why, late=threads is self._writers)
+            self.failed(why, late=is_write)
             raise TierUnavailable(why) from None
         self.answered()
         self._refusals.pop(kind, None)
@@ -666,11 +650,7 @@ class Bucket(Breaker):
         await self._jobs.end()
 
     async def _wait(
-        self,
-        work: Callable[[], T],
-        threads: Threads,
-        more: Allowance | None = None,
-        holds: tuple[str, int] | None = None,
+        self, work: Callable[[], T], threads: Threads, more: Allowance | None = None
     ) -> T:
         """Wait for ``work`` in a thread, which goes on if it takes too long. TimeoutError.
 
@@ -683,10 +663,6 @@ class Bucket(Breaker):
             return work()
 
         thread = threads.submit(begin)
-        if holds:
-            self._unverified.add(*holds)
-            loop = asyncio.get_running_loop()
-            thread.add_done_callback(partial(self._verified, loop, *holds))
         job = self._jobs.add(thread)
         try:
             while not await finished(job, lambda: began_s[-1] + self.timeout_s + more.seconds):
@@ -699,14 +675,6 @@ class Bucket(Breaker):
             return job.result()
         finally:
             del job  # A failed job holds its traceback, which holds this frame.
-
-    def _verified(
-        self, loop: asyncio.AbstractEventLoop, namespace: str, size_bytes: int, _: object
-    ) -> None:
-        """Give back what a thread held, which may end after the daemon's loop."""
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(self._unverified.add, namespace, -size_bytes)
-            loop.call_soon_threadsafe(self._freed.set)
 
     def _note_refusal(self, kind: str, why: str) -> None:
         """Remember a refusal until one of its kind succeeds; reads may do so in turns."""
@@ -865,14 +833,13 @@ class ObjectStore(SharedTier[Bucket]):
         limit_bytes = (self.module_bytes if isinstance(key, str) else self.artifact_bytes)()
         if size_bytes > value.most_stored_bytes(limit_bytes):
             log.info("stored value is larger than the limit", key=name)
-        elif not await self.link.has_room(self.prefix, size_bytes):
-            log.info("stored value not read: others take all room", key=name)
         else:
             moving = Allowance(size_bytes / shared_tier.READ_BYTES_PER_S)
             allowance.seconds += moving.seconds
             is_too_large = partial(self._is_too_large, name=name)
             work = partial(stored.verified, key, self._sealer, is_too_large)
-            found = await self.link.run(work, more=moving, holds=(self.prefix, size_bytes))
+            large_of = self.prefix if size_bytes > _ONE_REQUEST_BYTES else None
+            found = await self.link.run(work, more=moving, large_of=large_of)
         self._forget(key)
         if found is None or self.is_going(key):
             return None

@@ -27,7 +27,6 @@ from wasmkilnd.cache.writes import Writes
 from wasmkilnd.errors import DoesNotFit, TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, nothing_pinned
 from wasmkilnd.waits.budgets import Allowance
-from wasmkilnd.waits.flights import FairShare
 
 from tests.contract.sealing import OURS, sealer
 from tests.contract.values import artifact, module
@@ -91,8 +90,7 @@ class Site:
 
     def __init__(self, root: Path) -> None:
         url = f"file://{root}"
-        sizes = dict.fromkeys(("largest_bytes", "artifact_bytes"), LIMIT_BYTES)
-        self.bucket = Bucket(url, timeout_s=TIMEOUT_S, **sizes)
+        self.bucket = Bucket(url, timeout_s=TIMEOUT_S, largest_bytes=LIMIT_BYTES)
         self.files = self.bucket.store = Slow(str(root))
         self.notes = Notes()
         self.store = self.again()
@@ -225,9 +223,9 @@ async def test_no_namespace_takes_all_room_for_what_is_not_verified(
     for each in large:
         await one.put(each)
     await two.put(small)
-    stored_bytes = await one.size(large[0].key)
-    assert stored_bytes
-    monkeypatch.setattr(site.bucket, "_unverified", FairShare(lambda: 2 * stored_bytes))
+    sizes = [await two.size(small.key), *[await one.size(each.key) for each in large]]
+    assert sizes == sorted(size_bytes for size_bytes in sizes if size_bytes)
+    monkeypatch.setattr(object_store, "_ONE_REQUEST_BYTES", sizes[0])
     gate = site.close_gate("read")
     first = asyncio.create_task(one.get(large[0].key, Allowance()))
     await until(lambda: site.files.asked.count("read") == 1)
@@ -235,7 +233,8 @@ async def test_no_namespace_takes_all_room_for_what_is_not_verified(
     await until(lambda: site.files.asked.count("read") == 2)
     # What waits is not read, and fails no caller where it waits for too long.
     site.bucket.timeout_s, before = 1.0, site.bucket.timeout_s
-    assert await one.get(large[1].key, Allowance()) is None
+    with pytest.raises(TierUnavailable, match="all threads"):
+        await one.get(large[1].key, Allowance())
     assert site.bucket.up
     assert site.files.asked.count("read") == 2
     site.bucket.timeout_s = before
@@ -244,7 +243,6 @@ async def test_no_namespace_takes_all_room_for_what_is_not_verified(
     gate.set()
     found = await asyncio.gather(first, second, other)
     assert [each and each.sha256 for each in found] == [each.sha256 for each in (*large, small)]
-    assert site.bucket._unverified.total == 0
 
 
 @pytest.mark.parametrize(
