@@ -20,7 +20,6 @@ from wasmkilnd.telemetry import tracing
 Below: TypeAlias = "HostStore | RedisStore | ObjectStore"
 
 _MAX_ITEMS = 10_000
-_TOGETHER_BYTES = 32 * 1024 * 1024
 # How long a tier that is down may delay the end of the daemon.
 _OUTAGE_S = 0.5
 # The reply that caused a write is still being sent: sending megabytes to the tier at the same
@@ -150,20 +149,11 @@ class Writes:
             # Do not try during an outage: the writes wait until it is over.
             if self._link:
                 await self._link.ready()
-            if first := self._next():
+            left = (each for each in self._queue.values() if each not in self._under_way)
+            if first := next(left, None):
                 await self._write(first)
-                self._work.set()  # Others may have found nothing that could begin.
             else:
                 self._work.clear()
-
-    def _next(self) -> _Waiting | None:
-        """Return the first write that is not under way; None while it is too large for a second."""
-        busy = self._under_way
-        first = next((each for each in self._queue.values() if each not in busy), None)
-        if first and busy:
-            size_bytes = sum(_held(each[0]) for each in (first, *busy))
-            return first if size_bytes <= _TOGETHER_BYTES else None
-        return first
 
     async def _write(self, waiting: _Waiting) -> None:
         (item, is_first, call), why = waiting, ""
