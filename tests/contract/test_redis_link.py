@@ -400,13 +400,10 @@ async def test_a_write_whose_reply_is_lost_ends_when_the_server_is_asked_again()
         assert await link.run(GET) == [None]
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        *(b"HTTP/1.1 400 Bad Request\r\n\r\n", b":7\r\n", b"*1\r\n", b"+\xff\r\n", b"$x\r\n"),
-        b"*1\r\n:7\r\n",
-    ],
-)
+NO_REPLIES = b"HTTP/1.1 400 Bad Request\r\n\r\n", b"*1\r\n", b"$x\r\n"
+
+
+@pytest.mark.parametrize("answer", [*NO_REPLIES, b":7\r\n", b"+\xff\r\n", b"*1\r\n:7\r\n"])
 @pytest.mark.parametrize(
     "asked",
     [
@@ -420,6 +417,10 @@ async def test_a_server_that_talks_something_else_is_down(answer: bytes, asked: 
         return  # A string is what GETRANGE returns.
     if answer == b":7\r\n" and asked[0] == "TTL":
         return  # A number is what TTL returns.
+    if answer == b"*1\r\n:7\r\n" and asked[0] in ("SCAN", "SRANDMEMBER"):
+        return  # So is a list for these, whatever is in it.
+    if answer not in NO_REPLIES and asked[0] == "SET":
+        return  # What the reply to a write says, its caller looks at.
 
     async def nonsense(read: bytes) -> bytes:
         return answer

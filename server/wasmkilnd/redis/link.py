@@ -20,20 +20,11 @@ from wasmkilnd.waits.budgets import Breaker
 T = TypeVar("T")
 
 _NUMBERS = "APPEND EXISTS EXPIRE PERSIST RENAMENX SADD STRLEN TTL UNLINK"
+_LISTS = dict.fromkeys(("SCAN", "SRANDMEMBER"), list)
 # What the replies to a command are. Those to a script, and to any other command, may be anything.
-_TYPES: dict[Any, type] = dict.fromkeys(_NUMBERS.split(), int) | {"GETRANGE": bytes}
+_TYPES: dict[Any, type] = dict.fromkeys(_NUMBERS.split(), int) | _LISTS | {"GETRANGE": bytes}
 # At a time: each needs a connection to each server that it asks.
 _MOST_CALLS = 32
-
-
-def _fits(command: Command, reply: Any) -> bool:
-    """Return whether ``command`` can have this reply."""
-    if command[0] == "SET":
-        return reply in (b"OK", None)
-    if command[0] in ("SCAN", "SRANDMEMBER"):
-        cursor, names = reply if command[0] == "SCAN" else (0, reply)
-        return int(cursor) >= 0 and all(type(name) is bytes for name in names)
-    return isinstance(reply, _TYPES.get(command[0], object))
 
 
 class RedisLink(Breaker):
@@ -106,7 +97,8 @@ class RedisLink(Breaker):
     async def _ask(self, ask: Ask, commands: Sequence[Command], timeout_s: float) -> list[Any]:
         async def replies() -> list[Any]:
             told = servers.without_errors(await ask(commands, timeout_s))
-            if len(told) != len(commands) or not all(map(_fits, commands, told)):
+            expected = [_TYPES.get(command[0], object) for command in commands]
+            if len(told) != len(commands) or not all(map(isinstance, told, expected)):
                 raise TypeError("the server returned a reply of another type")
             return told
 
