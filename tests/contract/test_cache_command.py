@@ -373,7 +373,7 @@ def between(monkeypatch: pytest.MonkeyPatch, nth: int, happens: Callable[[], obj
 def test_what_is_replaced_or_goes_meanwhile_is_nothing_bad(
     cache: Command, server: redis.Redis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    name, value, delete = name_of(WASMTIME), VALUES[name_of(WASMTIME)], RedisStore.delete_if
+    name, value = name_of(WASMTIME), VALUES[name_of(WASMTIME)]
     for number, words in enumerate((["scrub"], ["export"])):
         urls = [folder(tmp_path / f"{number}")] if words == ["export"] else []
         put_all(server)
@@ -388,13 +388,10 @@ def test_what_is_replaced_or_goes_meanwhile_is_nothing_bad(
         assert summary["gone"] == 4
 
     again = bytes_of(WASMTIME)
-
-    async def replaced_first(store: RedisStore, name: bytes, tail: bytes) -> bool:
-        server.set(name, again)
-        return await delete(store, name, tail)
-
+    put_all(server)
     server.set(name, flipped(value, 5))
-    monkeypatch.setattr(RedisStore, "delete_if", replaced_first)
+    # After all have been read, and the bad one twice.
+    between(monkeypatch, len(VALUES) + 1, lambda: server.set(name, again))
     findings, summary = cache.scrub()
     assert (findings[name]["deleted"], summary["deleted"]) == (False, 0)
     assert server.get(name) == again

@@ -307,30 +307,6 @@ async def test_values_of_another_fleet_are_told_once(here: Site, valkey: RedisSe
     assert [log["log_level"] for log in logs] == ["warning"] + ["debug"] * 4
 
 
-async def test_what_took_the_place_of_a_bad_value_is_not_deleted_with_it(here: Site) -> None:
-    wasm, one = module(1, 1_200_000), artifact(1, 1_200_000)
-    good = {wasm: bytes_of(wasm)}
-    for bad in (flipped(good[wasm], 5), flipped(good[wasm], -1), good[wasm][:-1], good[wasm][:99]):
-        await here.run("SET", here.name(wasm), bad)
-
-        async def replaced_first() -> None:
-            await here.run("SET", here.name(wasm), bytes_of(wasm))
-
-        here.link.once_before("EVAL", replaced_first)
-        assert await get_module(here, wasm.sha256) is None
-        assert await get_module(here, wasm.sha256) == wasm
-    await here.run("UNLINK", here.name(one))
-    await here.run("SADD", here.name(one), "x")
-
-    async def stored_first() -> None:
-        await here.run("UNLINK", here.name(one))
-        await here.run("SET", here.name(one), bytes_of(one))
-
-    here.link.once_before("EVAL", stored_first)
-    assert await get(here, one.key) is None
-    assert same(await get(here, one.key), one)
-
-
 async def test_a_value_that_is_empty_or_deleted_while_it_is_read_is_a_miss(here: Site) -> None:
     one = artifact(1, 3_000_000)
     await here.run("SET", here.name(one), b"")

@@ -13,15 +13,14 @@ Below the prefix of a namespace, ``3`` is the format of values (``cache.value``)
 
 The braces keep all keys of a module in one slot of a cluster. A value lives for ``ttl_s``, and for
 ever while its module is pinned. Nothing that the server returns is trusted: a value that does not
-verify is read once more, for it may have been replaced meanwhile; then it is counted, deleted if
-it is still the same, and a miss.
+verify is read once more, for it may have been replaced meanwhile; then it is counted, deleted, and
+a miss. If another daemon replaces it at that moment, a good one goes, which costs a compile.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 import math
 import re
@@ -70,15 +69,6 @@ _HEX = "[0-9a-f]{64}"
 _NAME = re.compile(
     rf"3:(?:(module|of):{{({_HEX})}}|compiled:{{({_HEX})}}:([!-~]+):({_HEX}))".encode()
 )
-
-# A value that was replaced since it was rejected must not be deleted: no two have one trailer. For
-# a key of another type, or an empty one, ask for a trailer of no bytes.
-_DELETE_IF = """
-local last = redis.pcall('getrange', KEYS[1], ARGV[1], -1)
-if type(last) == 'table' then last = '' end
-if redis.sha1hex(last) ~= ARGV[2] then return 0 end
-return redis.call('unlink', KEYS[1])
-"""
 
 log = structlog.get_logger("wasmkilnd.cache")
 
@@ -274,26 +264,13 @@ class RedisStore(SharedTier[RedisLink]):
     async def _discard(
         self, key: Key, stored: tuple[bytes, bytes], rejected: ValueRejected
     ) -> None:
-        name, tail = stored
-        self._count_rejected(name.decode(), rejected)
-        if not self.writes:
-            return
-        with contextlib.suppress(TierUnavailable):  # The next reader rejects it again.
-            await self.delete_if(name, tail)
+        self._count_rejected(stored[0].decode(), rejected)
+        if self.writes:
+            with contextlib.suppress(TierUnavailable):  # The next reader rejects it again.
+                await self.link.run(("UNLINK", stored[0]))
 
-    async def delete_if(self, name: bytes, tail: bytes) -> bool:
-        """Delete what is under ``name`` if it still ends in ``tail``; return whether it did.
-
-        An empty ``tail`` stands for an empty string, or for a key of another type.
-        """
-        # In hexadecimal, since REST carries such an argument as it carries any text.
-        end = tail[-value.TRAILER_BYTES :]
-        digest = hashlib.sha1(end, usedforsecurity=False).hexdigest()
-        [deleted] = await self.link.run(("EVAL", _DELETE_IF, 1, name, -max(1, len(end)), digest))
-        return bool(deleted)
-
-    async def remove(self, key: CacheKey) -> None:
-        """Delete an artifact that turned out to be of no use."""
+    async def remove(self, key: Key) -> None:
+        """Delete a value that turned out to be of no use."""
         await self.link.run(("UNLINK", self.name_of(key)))
 
     # Writing
@@ -307,7 +284,7 @@ class RedisStore(SharedTier[RedisLink]):
         names = [name]
         there, there_bytes = await self._each([("EXISTS", name), ("STRLEN", name)])
         if there and not there_bytes:  # What is no value must not keep one out.
-            await self.delete_if(name, b"")
+            await self._send(("UNLINK", name))
         if not there_bytes:
             stored = await self._write(name, self._temporary(module_sha256), chunks, size_bytes)
         if isinstance(key, CacheKey):

@@ -365,8 +365,7 @@ class _Redis(_Values):
         name = self.store.name_of(key)
         for _ in range(2):
             [(size_bytes, _ttl_s, end)] = await self.store.look([key], _RANGE_BYTES)
-            trailer = (end or b"")[-values.TRAILER_BYTES :]
-            found = _Found(name, functools.partial(self.store.delete_if, name, trailer))
+            found = _Found(name, functools.partial(self._delete, key, end))
             if size_bytes < 0:
                 break
             try:
@@ -382,6 +381,13 @@ class _Redis(_Values):
                 # Not the exception itself: its traceback holds the value.
                 found = found._replace(what=ValueRejected(bad.cause, bad.why), value=b"")
         return found
+
+    async def _delete(self, key: Key, end: bytes | None) -> bool:
+        """Delete a value that still has the end that was read; return whether it had."""
+        [(_, _, now)] = await self.store.look([key], _RANGE_BYTES)
+        if is_same := now == end:
+            await self.store.remove(key)
+        return is_same
 
     async def has(self, key: Key) -> bool:
         """Return whether a value is there. If its module is pinned, what is stored stays."""
