@@ -157,12 +157,14 @@ class Served:
     """The result of a Compile call.
 
     - ``host_file``: where the caller can map the artifact; only if it accepts that.
+    - ``compatibility``: the key of what the code says of itself; empty where it is not known.
     """
 
     artifact: Artifact
     origin: Origin
     queue_time_s: float = 0.0
     host_file: model.HostFile | None = None
+    compatibility: str = ""
 
 
 class LoadResult(NamedTuple):
@@ -235,6 +237,9 @@ class Compiler:
         """Return the artifact from the nearest place that has it. Raises the errors of Compile."""
         self._fit(request)
         served = self._hit(request) or await self._serve(request)
+        if shown := request.compatibility:
+            made = self.engines.made_for(shown, served.artifact.spec)
+            served = replace(served, compatibility=made)
         if served.origin is Origin.JOINED_FLIGHT:
             self.metrics.count("flights_joined")
         self.metrics.count("served", served.origin.value)
@@ -364,6 +369,7 @@ class Compiler:
         budget = self.cache.wait_budget()
         served = await self._find(request, budget)
         if isinstance(served, Work):
+            await self._confirm(request)
             served = await self._compiled(served, request)
         else:
             request.terms.release()
@@ -527,7 +533,8 @@ class Compiler:
         imports = tuple(model.ExternType(*row) for row in said.imports)
         exports = tuple(model.ExternType(*row) for row in said.exports)
         types = imports, exports, said.types_truncated
-        artifact = self.sealer.seal(Artifact(*key, *packed, said.seconds, *types))
+        artifact = Artifact(*key, *packed, said.seconds, *types, compatibility=said.compatibility)
+        artifact = self.sealer.seal(artifact)
         if work.uploaded:
             # The engine accepted the module, which is all that Load would have asked.
             await self._put(work.module)
@@ -610,8 +617,15 @@ class Compiler:
         caller = request.terms.waiter.caller
         spec = self.engines.fitting(request.compatibility, caller, *given)
         request.engine, request.target, request.cpu = spec.engine.id, spec.target, spec.cpu
-        request.settings, request.compatibility = spec.changed_settings, b""
+        request.settings = spec.changed_settings
         request.accept_fast = False  # Its code loads where the settings choose it.
+
+    async def _confirm(self, request: Request) -> None:
+        """Compare code for the caller's engine with what that engine shows, once."""
+        shown, terms = request.compatibility, request.terms
+        if shown and not self.engines.is_confirmed(shown):
+            confirm = partial(self.engines.confirm, shown, terms.waiter.caller)
+            await self.flights.join(("fits", shown), terms.waiter, confirm, terms.quota).wait()
 
     def _fast(self, spec: CompileSpec, request: Request) -> CompileSpec | None:
         """Return the spec of the fast compiler, if the caller accepts it and there is one."""

@@ -256,6 +256,8 @@ class Artifact:
     - ``frames``: the bytes, cut and framed as the wire carries them: see ``wire``.
     - ``encoding``: how the bytes in ``frames`` are encoded: empty for not at all, or ``zstd``.
       ``sha256``, ``size_bytes`` and ``attestation`` are of the decoded artifact.
+    - ``compatibility``: the key of what the code says of its engine, where it was compiled by this
+      daemon; empty otherwise, for no tier stores it.
     - ``coming``: in place of ``frames``, while they are being decoded: each as soon as it is.
     - ``pieces``: in place of ``frames``, of an artifact that memory cannot hold: returns the frames
       from an offset on, each read from its file when it is awaited.
@@ -273,6 +275,7 @@ class Artifact:
     types_truncated: bool = False
     attestation: bytes = b""
     encoding: str = ""
+    compatibility: str = ""
     coming: Sequence[Future[bytes]] = field(default=(), repr=False)
     pieces: Callable[[int], Iterator[Awaitable[bytes]]] | None = field(default=None, repr=False)
 
@@ -476,6 +479,7 @@ class Compared:
 
     - ``key``, ``triple``, ``version``, ``cpu``, ``rest``: of its section with the defaults.
     - ``levels``: the CPU's flags by level, the default level first.
+    - ``keys``: those of its sections with the default settings, by level.
     """
 
     target: str
@@ -485,6 +489,7 @@ class Compared:
     cpu: Mapping[str, int | str]
     rest: Mapping[str, int | str]
     levels: Mapping[str, Mapping[str, int | str]]
+    keys: Mapping[str, str]
     samples: Sequence[Sample]
 
 

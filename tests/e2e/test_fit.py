@@ -123,6 +123,22 @@ HOSTS = {
     "pages of other sizes": Host("wasm_custom_page_sizes=true", {"wasm_custom_page_sizes": True}),
     "no concurrency": Host("concurrency_support=false", library={"concurrency_support": False}),
     "winch": Host("strategy=winch", library={"strategy": 2}),
+    "winch, and a proposal that it lacks by default": Host(
+        "strategy=winch", {"wasm_wide_arithmetic": True}, {"strategy": 2}
+    ),
+    "winch, told how hard to optimise": Host(
+        "strategy=winch", {"cranelift_opt_level": "speed"}, {"strategy": 2}
+    ),
+    "no reference types": Host(
+        "wasm_component_model_async=false wasm_reference_types=false",
+        {"wasm_reference_types": False},
+        {"wasm_component_model_async": False},
+    ),
+    "neither reference types nor concurrency": Host(
+        "concurrency_support=false wasm_component_model_async=false wasm_reference_types=false",
+        {"wasm_reference_types": False},
+        {"concurrency_support": False},
+    ),
     "winch and fuel": Host("consume_fuel=true strategy=winch", FUEL, {"strategy": 2}),
     "a CPU of level 2": Host(target=HERE, flags=V2),
     "a CPU without anything, and fuel": Host("consume_fuel=true", FUEL, target=HERE),
@@ -233,6 +249,42 @@ def test_what_cannot_be_made_is_refused_by_its_difference(kiln: Daemon, client: 
         assert why in failure.value.metadata["differences"]
         assert failure.value.metadata["engine"] == ENGINE
     assert compiled(kiln) == before
+
+
+def test_settings_that_no_engine_takes_together_are_refused_before_a_compile(
+    kiln: Daemon, client: Client, stub: Any
+) -> None:
+    """Code can be made under each of them alone: only to compile with both shows that it cannot."""
+    config = wasmtime.Config()
+    wasmtime._bindings.wasmtime_config_strategy_set(config.ptr(), 2)
+    winch = loading.shown_by(wasmtime.Engine(config))
+    usual, debugged = shown(), shown(debug_info=True)
+    [at] = (n for n in range(-len(usual), 0) if usual[n] != debugged[n])
+    made_up = winch[:at] + debugged[at : at + 1] + winch[at + 1 :]
+    before = compiled(kiln)
+    for _ in range(2):
+        with pytest.raises(CompatibilityUnsupported) as refused:
+            client.compile(wasm.adder(3704), into=made_up)
+        assert "Winch does not currently support" in refused.value.message
+        assert refused.value.metadata["engine"] == ENGINE
+    assert compiled(kiln) == before
+    # A key of what was never compared has code that is stored, and none made for it.
+    key, stored = key_of(made_up), wasm.digest(wasm.adder(3704))
+    assert reason(stub, sha256=stored, compatibility=key) == "MODULE_NOT_LOADED"
+    assert reason(stub, module=wasm.adder(3704), compatibility=key) == "COMPATIBILITY_UNKNOWN"
+
+
+def test_the_header_has_the_key_of_its_code(kiln: Daemon, client: Client) -> None:
+    """Of what was just compiled, and of what a host asks for by its engine."""
+    module = wasm.adder(3705)
+    made = client.compile(module, settings=FUELED_CODE)
+    own = key_of(loading.section_of(made.bytes))
+    assert made.header.compatibility == own
+    assert client.compile(module, settings=FUELED_CODE).header.compatibility == own
+    host = shown(HERE, V3, consume_fuel=True)
+    for _ in ("by section", "by key"):
+        got = client.compile(wasm.adder(3706), into=host)
+        assert got.header.compatibility == own == key_of(loading.section_of(got.bytes))
 
 
 def test_what_is_no_section_is_an_invalid_request(client: Client, stub: Any) -> None:

@@ -148,7 +148,7 @@ class HostFile(_message.Message):
     def __init__(self, path: _Optional[str] = ..., device: _Optional[int] = ..., inode: _Optional[int] = ...) -> None: ...
 
 class ArtifactHeader(_message.Message):
-    __slots__ = ("module_sha256", "artifact_sha256", "size_bytes", "engine", "target", "cpu", "settings", "fingerprint", "origin", "queue_time", "compile_time", "attestation", "kind", "imports", "exports", "types_truncated", "changed_settings", "host_file", "inline_artifact", "content_encoding", "is_fast", "signer_certificate", "offset_bytes")
+    __slots__ = ("module_sha256", "artifact_sha256", "size_bytes", "engine", "target", "cpu", "settings", "fingerprint", "origin", "queue_time", "compile_time", "attestation", "kind", "imports", "exports", "types_truncated", "changed_settings", "host_file", "inline_artifact", "content_encoding", "is_fast", "signer_certificate", "offset_bytes", "compatibility")
     class SettingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -186,6 +186,7 @@ class ArtifactHeader(_message.Message):
     IS_FAST_FIELD_NUMBER: _ClassVar[int]
     SIGNER_CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COMPATIBILITY_FIELD_NUMBER: _ClassVar[int]
     module_sha256: str
     artifact_sha256: str
     size_bytes: int
@@ -209,4 +210,5 @@ class ArtifactHeader(_message.Message):
     is_fast: bool
     signer_certificate: bytes
     offset_bytes: int
-    def __init__(self, module_sha256: _Optional[str] = ..., artifact_sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., target: _Optional[str] = ..., cpu: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ..., fingerprint: _Optional[str] = ..., origin: _Optional[_Union[Origin, str]] = ..., queue_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., compile_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., attestation: _Optional[bytes] = ..., kind: _Optional[_Union[Kind, str]] = ..., imports: _Optional[_Iterable[_Union[ImportType, _Mapping]]] = ..., exports: _Optional[_Iterable[_Union[ExportType, _Mapping]]] = ..., types_truncated: bool = ..., changed_settings: _Optional[_Mapping[str, str]] = ..., host_file: _Optional[_Union[HostFile, _Mapping]] = ..., inline_artifact: _Optional[bytes] = ..., content_encoding: _Optional[str] = ..., is_fast: bool = ..., signer_certificate: _Optional[bytes] = ..., offset_bytes: _Optional[int] = ...) -> None: ...
+    compatibility: bytes
+    def __init__(self, module_sha256: _Optional[str] = ..., artifact_sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., target: _Optional[str] = ..., cpu: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ..., fingerprint: _Optional[str] = ..., origin: _Optional[_Union[Origin, str]] = ..., queue_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., compile_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., attestation: _Optional[bytes] = ..., kind: _Optional[_Union[Kind, str]] = ..., imports: _Optional[_Iterable[_Union[ImportType, _Mapping]]] = ..., exports: _Optional[_Iterable[_Union[ExportType, _Mapping]]] = ..., types_truncated: bool = ..., changed_settings: _Optional[_Mapping[str, str]] = ..., host_file: _Optional[_Union[HostFile, _Mapping]] = ..., inline_artifact: _Optional[bytes] = ..., content_encoding: _Optional[str] = ..., is_fast: bool = ..., signer_certificate: _Optional[bytes] = ..., offset_bytes: _Optional[int] = ..., compatibility: _Optional[bytes] = ...) -> None: ...

@@ -4,7 +4,9 @@ A host sends the section that its engine writes into each artifact (``child.sect
 SHA-256 of one that it sent before: the compatibility key. Only an engine of the same version and
 target is asked. What loaders compare was learned from it when it started (``child.describe``): each
 value of a setting was tried beside the defaults. So no rule of a loader is written down here but
-two: code may need less of the CPU, and fewer proposals, than the host has.
+two: code may need less of the CPU, and fewer proposals, than the host has. Settings may do more
+together than each does alone: before the first module is compiled for a host, the empty one is, and
+what that code says of itself is compared (``EngineRegistry.confirm``).
 
 Of all code that loads, the choice is what most hosts share: the default CPU level and the default
 settings, where they fit.
@@ -13,7 +15,7 @@ settings, where they fit.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -40,12 +42,14 @@ class Fit:
 
     - ``cpus``: the levels that the host can run, the one to choose first.
     - ``settings``: those that differ from the engine's defaults.
+    - ``made``: the key of what this code says of itself; empty until it was compiled and compared.
     """
 
     engine_id: str
     target: str
     cpus: tuple[str, ...]
     settings: Mapping[str, str]
+    made: str = ""
 
     @property
     def code(self) -> tuple[str, str, str, Mapping[str, str]]:
@@ -71,6 +75,7 @@ class Fits:
     def keep(self, shown: bytes, caller: str, fit: Fit) -> None:
         """Remember what a section that a caller sent stands for."""
         key, callers = hashlib.sha256(shown).hexdigest(), self._callers
+        self.known.pop(key, None)
         own = [each for each, whose in callers.items() if whose == caller and each in self.known]
         is_greedy = len(own) >= _MOST_OF_ONE
         if is_greedy or len(self.known) >= _MOST:
@@ -115,10 +120,10 @@ def fit(engine_id: str, mine: Compared, host: Section) -> tuple[Fit | None, list
     if not cpus:
         fewest: list[str] = min(lacking.values(), key=len)
         return None, [f"its CPU lacks {', '.join(fewest)}"]
-    code, settings = dict(mine.rest), dict[str, str]()
+    code, settings, free = dict(mine.rest), dict[str, str](), _free(mine)
     for sample in mine.samples:
         if not (sample.loads and sample.takes) or _MEANT in sample.settings:
-            changed, named = _as_shown(sample, host.rest)
+            changed, named = _as_shown(sample, host.rest, free)
             if any(code.get(each, 0) != value for each, value in changed.items()):
                 code |= changed
                 settings |= named
@@ -128,7 +133,14 @@ def fit(engine_id: str, mine: Compared, host: Section) -> tuple[Fit | None, list
         if without and code[_COLLECTOR] not in (host.rest.get(_COLLECTOR), NO_COLLECTOR):
             code |= sample.changed
             settings |= sample.settings
-    return Fit(engine_id, mine.target, cpus, settings), _differences(mine, code, host.rest)
+    made = "" if settings else mine.keys[cpus[0]]
+    return Fit(engine_id, mine.target, cpus, settings, made), _differences(mine, code, host.rest)
+
+
+def differences(mine: Compared, made: Section, host: Section) -> list[str]:
+    """Say for what a host's engine refuses code, by what the code says of itself."""
+    lacking = [f"its CPU lacks {name}" for name in _beyond(made.cpu, host.cpu)]
+    return lacking + _differences(mine, made.rest, host.rest)
 
 
 def contradicts(mine: Compared, name: str, value: str, spec: CompileSpec) -> bool:
@@ -148,11 +160,13 @@ def contradicts(mine: Compared, name: str, value: str, spec: CompileSpec) -> boo
 
 
 def _as_shown(
-    sample: Sample, host: Mapping[str, Value]
+    sample: Sample, host: Mapping[str, Value], free: Collection[str]
 ) -> tuple[Mapping[str, Value], Mapping[str, str]]:
     """Return what a sample changes, and its settings, as the host shows them; else nothing.
 
-    A number is the host's own: it stands where the sample has the sample's.
+    A number is the host's own: it stands where the sample has the sample's. What a host may have
+    more of is left out where the sample changes something else: an engine with Winch may have
+    proposals, or a collector, that Winch lacks by default.
     """
     ((name, value), *others) = sample.settings.items()
     if value.isdecimal() and not others:
@@ -160,19 +174,28 @@ def _as_shown(
         theirs = {host.get(each, 0) for each in at}
         number = theirs.pop() if len(theirs) == 1 else None
         return (dict.fromkeys(at, number), {name: str(number)}) if number is not None else ({}, {})
-    is_shown = all(host.get(each, 0) == changed for each, changed in sample.changed.items())
+    told = {
+        each: value
+        for each, value in sample.changed.items()
+        if value not in (0, NO_COLLECTOR) or not each.startswith((_PROPOSAL, _COLLECTOR))
+        if each not in free
+    }
+    is_shown = all(host.get(each, 0) == value for each, value in (told or sample.changed).items())
     return (sample.changed, sample.settings) if is_shown else ({}, {})
+
+
+def _free(mine: Compared) -> set[str]:
+    """Return what loaders do not compare."""
+    return {each for one in mine.samples if one.loads and one.takes for each in one.changed}
 
 
 def _differences(mine: Compared, code: Mapping[str, Value], host: Mapping[str, Value]) -> list[str]:
     """Say for what a host's engine refuses code."""
-    # Which setting changes a value, for people, and what loaders do not compare.
-    names, free = dict[str, str](), set[str]()
+    # Which setting changes a value, for people.
+    names, free = dict[str, str](), _free(mine)
     for sample in sorted(mine.samples, key=lambda each: len(each.changed)):
         if len(sample.settings) == 1 and len(sample.changed) <= _FEW:
             names = {each: next(iter(sample.settings)) for each in sample.changed} | names
-        if sample.loads and sample.takes:
-            free |= sample.changed.keys()
     if code[_COLLECTOR] == NO_COLLECTOR:
         free.add(_COLLECTOR)
     found = dict[str, None]()

@@ -11,6 +11,7 @@ of that is remembered.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
@@ -18,9 +19,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
-from wasmkilnd import errors, model
+from wasmkilnd import errors, model, wire
 from wasmkilnd.engines import fits, verdict
+from wasmkilnd.engines.child import section
 from wasmkilnd.engines.child.cpu import NATIVE, PORTABLE
+from wasmkilnd.engines.child.describe import CORE_PREAMBLE
 from wasmkilnd.engines.child.section import Section
 from wasmkilnd.engines.job import order_on
 from wasmkilnd.engines.names import NameChoices, resolve
@@ -51,6 +54,7 @@ _NOT_ASKED = frozenset({Reason.COMPILE_QUEUE_FULL, Reason.SERVER_DRAINING})
 # Callers ask for the same few specs again and again, and to compute a fingerprint costs as much
 # as a cache hit.
 _REMEMBERED_SPECS = 1024
+_EMPTY = Module("", Kind.CORE_MODULE, CORE_PREAMBLE)
 # How a job or a worker ends whose engine's files are not there any more.
 _BY_REMOVAL = frozenset({Reason.COMPILER_CRASHED, Reason.WORKER_UNAVAILABLE})
 
@@ -217,8 +221,7 @@ class EngineRegistry:
         if not (engine or target or cpu or settings):
             return spec
         engine_id = self.choose(engine, None) if engine else fit.engine_id
-        compared = self._served[fit.engine_id].capabilities.compared
-        mine = next(each for each in compared if each.target == fit.target)
+        mine = self._compared(fit)
         versions = {each.version for each in self._served[engine_id].capabilities.compared}
         wrong = {
             "engine": mine.version not in versions,
@@ -233,6 +236,52 @@ class EngineRegistry:
             raise errors.invalid_request(f"{what} {gets}: leave {field} out", field)
         chosen = {**fit.settings, **settings}
         return self.spec(engine_id, fit.target, cpu or fit.cpus[0], chosen)
+
+    def is_confirmed(self, shown: bytes) -> bool:
+        """Return whether code for a host was compiled and compared; COMPATIBILITY_UNKNOWN by key.
+
+        Such a key stands for a section that was shown for what tiers hold.
+        """
+        fit = self.fits.get(shown)
+        if not (fit and fit.made) and len(shown) == fits.KEY_BYTES:
+            raise errors.compatibility_unknown()
+        return bool(fit and fit.made)
+
+    async def confirm(self, shown: bytes, caller: str, waiters: Waiters) -> None:
+        """Compile the empty module for a host, and compare what its code says of itself.
+
+        Raises COMPATIBILITY_UNSUPPORTED, and the errors of Load.
+        """
+        host = fits.read(shown)
+        fit = self._fit(host)
+        spec, limits = self.spec(*fit.code), self._limits.current
+        order = {"op": "compile", "target": spec.target, "cpu": spec.cpu}
+        settings, engine_id = dict(spec.changed_settings), fit.engine_id
+        job = Job(order_on(_EMPTY, limits, **order, settings=settings), waiters)
+        waiters.quota.opinion()
+        try:
+            report = await self._known[engine_id].pool.run(job)
+            verdict.read(report, engine_id, "compiling", limits)
+            code = verdict.compiled_code(report, engine_id, 0.0).code
+        except WasmkilnError as failure:
+            if failure.reason is Reason.SETTING_UNKNOWN:  # The engine refuses them together.
+                raise errors.compatibility_unsupported(engine_id, [failure.message]) from None
+            raise await self._explained(engine_id, failure) from None
+        made = section.in_artifact(b"".join(wire.payload_views(code.frames)))
+        if why := fits.differences(self._compared(fit), fits.read(made), host):
+            raise errors.compatibility_unsupported(engine_id, why)
+        key = hashlib.sha256(made).hexdigest()
+        self.fits.keep(shown, caller, replace(fit, made=key))
+
+    def made_for(self, shown: bytes, spec: CompileSpec) -> str:
+        """Return the key of what a host's code says of itself, if it is of ``spec`` and known."""
+        fit = self.fits.get(shown)
+        code = self.code_for(fit) if fit else None
+        return fit.made if fit and code and code.fingerprint == spec.fingerprint else ""
+
+    def _compared(self, fit: fits.Fit) -> model.Compared:
+        compared = self._known[fit.engine_id].capabilities.compared
+        return next(each for each in compared if each.target == fit.target)
 
     def code_for(self, fit: fits.Fit) -> CompileSpec | None:
         """Return what hosts get now; None where an older daemon recorded what is not made here."""

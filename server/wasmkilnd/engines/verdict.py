@@ -65,6 +65,8 @@ class JobResult(BaseModel, strict=True, frozen=True, allow_inf_nan=False):
     seconds: float = Field(default=0.0, ge=0)
     # The size of an artifact that was too large to be sent.
     size_bytes: int = Field(default=0, ge=0, le=MAX_NUMBER)
+    # The key of what the artifact says of its engine; empty if it says nothing.
+    compatibility: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     # Each as module, name, kind, type.
     imports: _Rows = []
     exports: _Rows = []

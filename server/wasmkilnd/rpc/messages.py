@@ -103,7 +103,7 @@ _FIXED_BYTES = {1: 8, 5: 4}
 # The fields of a header that a call has, and one that no daemon sets any more.
 _NOT_OF_ARTIFACT = (
     *("origin", "queue_time", "host_file", "inline_artifact", "content_encoding"),
-    *("signer_certificate", "offset_bytes"),
+    *("signer_certificate", "offset_bytes", "compatibility"),
 )
 _SUMMARY = ("sum", "p50", "p90", "p99")
 _HEADER_TAG = b"\x0a"  # field 1 of CompileResponse, length-delimited
@@ -379,7 +379,9 @@ class Headers:
         kept = self._kept.get(served.artifact)
         if kept is None:
             kept = self._kept[served.artifact] = header_of(served.artifact).SerializeToString()
-        parts = (kept, _of_call(served.origin, served.queue_time_s, served.host_file), *more)
+        key = served.compatibility or served.artifact.compatibility
+        of_call = _of_call(served.origin, served.queue_time_s, served.host_file, key)
+        parts = (kept, of_call, *more)
         return b"".join((_HEADER_TAG, wire.varint(sum(map(len, parts))), *parts))
 
 
@@ -399,13 +401,16 @@ def header_of(artifact: model.Artifact) -> types_pb2.ArtifactHeader:
     )
 
 
-@lru_cache(maxsize=64)  # For hits: they differ in nothing.
-def _of_call(origin: model.Origin, queue_time_s: float, file: model.HostFile | None) -> bytes:
+@lru_cache(maxsize=256)  # For hits: they differ in little.
+def _of_call(
+    origin: model.Origin, queue_time_s: float, file: model.HostFile | None, key: str
+) -> bytes:
     """Return the fields of a header that differ from call to call."""
     return types_pb2.ArtifactHeader(
         origin=f"ORIGIN_{origin.name}",
         queue_time=duration(queue_time_s) if queue_time_s else None,
         host_file=filled(types_pb2.HostFile, file) if file else None,
+        compatibility=bytes.fromhex(key),
     ).SerializeToString()
 
 

@@ -70,6 +70,7 @@ FIELDS: Mapping[str, Basis] = {
     "imports": Basis.SHOWN,
     "exports": Basis.SHOWN,
     "types_truncated": Basis.SHOWN,
+    "compatibility": Basis.SHOWN,
 }
 
 OURS = Attester()

@@ -175,13 +175,15 @@ class _Trials:
 
         def shown(configured: Any) -> bytes:
             own = adder("core", configured)
-            shows = section.parse(section.in_artifact(own))
+            said_of_own = section.in_artifact(own)
+            shows = section.parse(said_of_own)
             names = usual.rest.keys() | shows.rest.keys()
             both = {each: (shows.rest.get(each, 0), usual.rest.get(each, 0)) for each in names}
             changed = {each: pair[0] for each, pair in both.items() if pair[0] != pair[1]}
             loads = runs(self._engine.configure(*base), own)
             said = {"changed": changed, "loads": loads, "takes": runs(configured, code)}
-            return json.dumps({**said, "cpu": shows.cpu}).encode()
+            key = hashlib.sha256(said_of_own).hexdigest()
+            return json.dumps({**said, "cpu": shows.cpu, "key": key}).encode()
 
         levels = self.levels(target)
         tries: list[_Where] = [(target, each, {}) for each in levels]
@@ -199,12 +201,13 @@ class _Trials:
             for where, one in found
             if one.get("changed")
         ]
-        cpus = {where[1]: one["cpu"] for where, one in found if not where[2] and one}
+        by_level = {where[1]: one for where, one in found if not where[2] and one}
         key = hashlib.sha256(own_section).hexdigest()
         return {
             "target": target,
             "key": key,
-            "levels": cpus,
+            "levels": {each: one["cpu"] for each, one in by_level.items()},
+            "keys": {each: one["key"] for each, one in by_level.items()},
             "samples": samples,
             **usual._asdict(),
         }

@@ -8,14 +8,16 @@ daemon gives one order at a time.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import socket
 import time
+from contextlib import suppress
 from typing import Any
 
-from . import cpu, frames, sandbox
+from . import cpu, frames, sandbox, section
 from .describe import describe
 from .engine import Engine, Extern, Refused, load, offset_in
 from .sandbox import Sandbox
@@ -140,9 +142,13 @@ def _carry_out(
     if len(artifact) > int(order["artifact_limit_bytes"]):
         return {"outcome": "too_large", "size_bytes": len(artifact)}
     frames.send(sock, frames.Type.ARTIFACT, artifact)
+    key = ""
+    with suppress(section.Unreadable):  # Not every engine says what it compares.
+        key = hashlib.sha256(section.in_artifact(artifact)).hexdigest()
     # Last, because an engine may abort on types that it compiles but cannot name. The artifact
     # is complete by then.
-    return {"outcome": "ok", "seconds": seconds, **_types(*engine.externs(configured, module))}
+    types = _types(*engine.externs(configured, module))
+    return {"outcome": "ok", "seconds": seconds, "compatibility": key, **types}
 
 
 def _types(imports: list[Extern], exports: list[Extern]) -> dict[str, Any]:

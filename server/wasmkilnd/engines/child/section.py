@@ -55,7 +55,8 @@ def in_artifact(artifact: bytes) -> bytes:
             for number in range(min(count, _MOST_SECTIONS))
         ]
         for name, _, _, _, start, length in rows:
-            if artifact[rows[names][4] + name :][: len(_NAME)] == _NAME:
+            named = rows[names][4] + name
+            if artifact[named : named + len(_NAME)] == _NAME:
                 return artifact[start : start + length]
     except (struct.error, IndexError, OverflowError):
         raise Unreadable("it is a damaged artifact") from None
