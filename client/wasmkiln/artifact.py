@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from wasmkiln.attestation import MISMATCH, TrustedKeys, verify_header
 from wasmkiln.errors import ArtifactMismatch, AttestationInvalid, IncompatibleEngine
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import builtins
 
     from wasmkiln.attestation import KeySource, Statement
+    from wasmkiln.loading import Engine, Kind
 
 
 class Origin(IntEnum):
@@ -161,10 +162,15 @@ class Artifact:
 
         return host_engine(self)
 
-    def load(self, engine: Any = None) -> Any:
+    @overload
+    def load(self, engine: Engine, *, kind: type[Kind] = ...) -> Kind: ...
+    @overload
+    def load(self, engine: Any = None, *, kind: type[Any] | None = None) -> Any: ...
+    def load(self, engine: Any = None, *, kind: type[Any] | None = None) -> Any:
         """Load the artifact into the engine of this interpreter, without compiling.
 
-        Return a `wasmtime.Module`, a `wasmtime.component.Component` or a `wasmer.Module`.
+        Return a `wasmtime.Module`, a `wasmtime.component.Component` or a `wasmer.Module`. `kind` is
+        which of them the caller expects: for another one, raise TypeError.
         `engine` is a `wasmtime.Engine` or a `wasmer.Store`; without one, it is `engine()`.
 
         Loading an artifact is running its code. Without trusted keys, load only what comes from
@@ -175,7 +181,7 @@ class Artifact:
         engine's version, its settings or this machine, or when the bytes are no longer those of
         the header. Check all of that before the engine sees a byte, as far as it can be known.
         """
-        from wasmkiln.loading import load_verified
+        from wasmkiln.loading import expected, load_verified
 
         if not self.bytes:
             raise IncompatibleEngine("the artifact has no bytes: compile it without omit_artifact")
@@ -184,7 +190,8 @@ class Artifact:
         # Without keys, `compile` only compared the header.
         if self.trusted_keys:
             verify_header(self.header, self.trusted_keys)
-        return load_verified(self, engine, advice="artifact.engine() is an engine that fits")
+        fits = "artifact.engine() is an engine that fits"
+        return expected(kind, load_verified(self, engine, advice=fits))
 
 
 def attestation_path(path: Path) -> Path:

@@ -30,7 +30,7 @@ from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 
 from wasmkiln import errors, loading, rpc
 from wasmkiln._header_fields import Call
@@ -49,7 +49,7 @@ from wasmkiln.v1 import module_service_pb2 as modules
 from wasmkiln.v1.types_pb2 import ArtifactKey
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing import Concatenate, Literal, Protocol, Self, TypedDict, Unpack
 
     from google.protobuf.message import Message
 
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from wasmkiln.attestation import KeySource
     from wasmkiln.credentials import TLS, Metadata
     from wasmkiln.host_store import CheckFiles, Entry
+    from wasmkiln.loading import Engine, Kind
     from wasmkiln.v1.types_pb2 import ArtifactHeader
 
     Sink = rpc.One[Any] | Assembly
@@ -66,6 +67,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 S = TypeVar("S", bound="Sink")
+S_co = TypeVar("S_co", covariant=True)
+A_co = TypeVar("A_co", covariant=True)
 Settings = Mapping[str, str | bool | int] | None
 
 _log = logging.getLogger("wasmkiln")
@@ -90,12 +93,12 @@ _HEALTH = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
 _MISSES = (FileRefused, errors.IncompatibleEngine, OSError)
 
 
-class method(Generic[P, T]):  # noqa: N801
+class Method(Generic[S_co, A_co]):
     """A method of both clients: `Client` returns what the coroutine does, `AsyncClient` awaits."""
 
-    def __init__(self, flow: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> None:
+    def __init__(self, flow: Callable[..., Coroutine[Any, Any, Any]]) -> None:
         @wraps(flow)
-        def run(client: Any, *arguments: P.args, **options: P.kwargs) -> Any:
+        def run(client: Any, *arguments: Any, **options: Any) -> Any:
             return client._run(flow(client, *arguments, **options))
 
         self._run: Any = run
@@ -103,13 +106,51 @@ class method(Generic[P, T]):  # noqa: N801
     @overload
     def __get__(self, client: None, owner: Any) -> Callable[..., Any]: ...
     @overload
-    def __get__(self, client: Client, owner: Any) -> Callable[P, T]: ...
+    def __get__(self, client: Client, owner: Any) -> S_co: ...
     @overload
-    def __get__(self, client: Methods, owner: Any) -> Callable[P, Coroutine[Any, Any, T]]: ...
-    def __get__(self, client: Methods | None, owner: Any) -> Callable[..., Any]:
+    def __get__(self, client: Methods, owner: Any) -> A_co: ...
+    def __get__(self, client: Methods | None, owner: Any) -> Any:
         """Return the method of a client."""
-        bound: Callable[..., Any] = self._run.__get__(client, owner)
-        return bound
+        return self._run.__get__(client, owner)
+
+
+def method(
+    flow: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
+) -> Method[Callable[P, T], Callable[P, Coroutine[Any, Any, T]]]:
+    """Make a method of a coroutine that has one type of results."""
+    return Method(flow)
+
+
+if TYPE_CHECKING:
+    # The type of a loaded module follows from that of `into`.
+    class How(TypedDict, total=False):
+        engine: str | None
+        target: str | None
+        cpu: str | None
+        settings: Settings
+        fallback: Literal["compile", "portable"] | None
+        accept_fast: bool
+        timeout_s: float | None
+
+    class _Module(Protocol):
+        @overload
+        def __call__(
+            self, source: Source, *, into: Engine, kind: type[Kind] = ..., **how: Unpack[How]
+        ) -> Kind: ...
+        @overload
+        def __call__(
+            self, source: Source, *, into: Any = None, kind: Any = None, **how: Unpack[How]
+        ) -> Any: ...
+
+    class _AsyncModule(Protocol):
+        @overload
+        async def __call__(
+            self, source: Source, *, into: Engine, kind: type[Kind] = ..., **how: Unpack[How]
+        ) -> Kind: ...
+        @overload
+        async def __call__(
+            self, source: Source, *, into: Any = None, kind: Any = None, **how: Unpack[How]
+        ) -> Any: ...
 
 
 class Methods(ABC):
@@ -250,7 +291,7 @@ class Methods(ABC):
         request.skip_cache_lookup, request.omit_artifact = skip_cache_lookup, omit_artifact
         return await self._obtain(wanted, deadline, None, background, on_progress)
 
-    @method
+    @cast("Callable[..., Method[_Module, _AsyncModule]]", Method)
     async def module(
         self,
         source: Source,
@@ -260,6 +301,7 @@ class Methods(ABC):
         cpu: str | None = None,
         settings: Settings = None,
         into: Any = None,
+        kind: type[Any] | None = None,
         fallback: Literal["compile", "portable"] | None = None,
         accept_fast: bool = False,
         timeout_s: float | None = None,
@@ -281,10 +323,11 @@ class Methods(ABC):
         The arguments are those of `compile`, but the engine is that of `into`, a
         `wasmtime.Engine` or `wasmer.Store`, or else wasmtime where it is installed, or wasmer; of
         several versions that the host store knows, the newest that this process can load.
-        Without `into`, `wasmkiln.engine_of(module)` is the engine, to make a Store with. The
-        client keeps the 128 modules used last, and digests of unchanged files. With `accept_fast`
-        and without `into`, the code may be a fast compiler's; a later call, at most one a second,
-        looks for the optimised code, and returns that.
+        Without `into`, `wasmkiln.engine_of(module)` is the engine, to make a Store with. `kind` is
+        the type that the caller expects, such as `wasmtime.component.Component`: for another one,
+        raise TypeError. The client keeps the 128 modules used last, and digests of unchanged files.
+        With `accept_fast` and without `into`, the code may be a fast compiler's; a later call, at
+        most one a second, looks for the optimised code, and returns that.
 
         Loading is running code: see `check_files`. Raise the errors of `compile` and `load`.
         """
@@ -306,7 +349,7 @@ class Methods(ABC):
         wanted.must_run = fallback != "compile"
         look = partial(self._loaded.get, key, into, accept_fast, portable)
         if (held := look()) and not held.look_again():
-            return held.module
+            return loading.expected(kind, held.module)
 
         async def load() -> Any:
             if (meanwhile := look()) and meanwhile is not held:
@@ -329,7 +372,8 @@ class Methods(ABC):
             return self._loaded.put(key, into, loaded)
 
         options = fallback, accept_fast, wanted.size_bytes is None
-        return await self._together((key, id(into), options), deadline, load)
+        module = await self._together((key, id(into), options), deadline, load)
+        return loading.expected(kind, module)
 
     @method
     async def host_file(

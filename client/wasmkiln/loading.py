@@ -53,9 +53,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import TypeAlias
 
-    from wasmkiln._header_fields import Call
-    from wasmkiln.v1.types_pb2 import Kind
+    import wasmtime
+    from typing_extensions import TypeVar  # a type checker has it
 
+    from wasmkiln._header_fields import Call
+    from wasmkiln.v1 import types_pb2
+
+    # What a module is, which its file says, and for a type checker the caller: `kind`.
+    Kind = TypeVar("Kind", default=wasmtime.Module)
+    Engine: TypeAlias = wasmtime.Engine
     Loadable: TypeAlias = Any  # An `Artifact`, or an entry of the host store.
 
 # This machine. A target is `<architecture>-<vendor>-<system>…`.
@@ -210,7 +216,7 @@ def _engine_class(name: str) -> Any:
     return sys.modules[name].Engine if name == "wasmtime" else sys.modules[name].Store
 
 
-def _module_class(name: str, kind: Kind) -> Any:
+def _module_class(name: str, kind: types_pb2.Kind) -> Any:
     if name == "wasmtime" and kind == KIND_COMPONENT:
         return import_module("wasmtime.component").Component
     return sys.modules[name].Module
@@ -403,6 +409,13 @@ def load_verified(
         ) from error
 
 
+def expected(kind: type[Any] | None, module: Any) -> Any:
+    """Return a module that is of the kind that the caller named, if any. Raise TypeError."""
+    if kind is None or isinstance(module, kind):
+        return module
+    raise TypeError(f"expected a {kind.__name__}, and the module is a {type(module).__name__}")
+
+
 # Compiling in this process, when no daemon does it.
 
 
@@ -440,7 +453,7 @@ def compile_within(left_s: Callable[[], float], wasm: bytes, call: Call) -> Any:
     raise errors.DeadlineExceeded("compiling in this process took longer than the call's timeout_s")
 
 
-def compile_here(wasm: bytes, kind: Kind, call: Call) -> Any:
+def compile_here(wasm: bytes, kind: types_pb2.Kind, call: Call) -> Any:
     """Compile a module in this process, without any daemon, with the engine of a name or an id.
 
     Raise EngineNotInstalled, ModuleInvalid, or IncompatibleEngine, also for another version than

@@ -116,7 +116,10 @@ def test_a_dead_daemon_is_not_missed_and_a_module_is_loaded_once(
     other = client.module(ADDER, into=engine)
     assert other is not first
     assert wasmkiln.engine_of(other) is engine
-    assert client.module(ADDER, into=engine) is other
+    assert client.module(ADDER, into=engine, kind=wasmtime.Module) is other
+    for _ in ("loaded now", "loaded before"):
+        with pytest.raises(TypeError, match="expected a Func, and the module is a Module"):
+            client.module(ADDER, into=wasmtime.Engine(), kind=wasmtime.Func)
     fueled = client.module(ADDER, settings={"consume_fuel": "true"})
     engine_store = wasmtime.Store(wasmkiln.engine_of(fueled))
     engine_store.set_fuel(1000)
