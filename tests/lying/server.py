@@ -60,7 +60,7 @@ class LyingServer(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 
 @contextmanager
-def lying_server() -> Iterator[LyingServer]:
+def lying_server(listen: str = "127.0.0.1:0") -> Iterator[LyingServer]:
     """Run a LyingServer."""
     liar = LyingServer()
     server = grpc.server(
@@ -72,7 +72,7 @@ def lying_server() -> Iterator[LyingServer]:
             ("grpc.max_metadata_size", 2**20),
         ],
     )
-    liar.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    liar.address = listen.replace(":0", f":{server.add_insecure_port(listen)}")
     server.start()
     try:
         yield liar

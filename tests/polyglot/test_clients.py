@@ -238,6 +238,24 @@ def test_an_address_of_no_use(kiln: Kiln, asks: Asks, address: str) -> None:
     assert "an address is" in said.text
 
 
+def test_a_unix_socket(
+    kiln: Kiln, secure: Secure, asks: Asks, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A token may go there."""
+    path = tmp_path_factory.mktemp("socket") / "kiln.sock"
+    words: Words = [f"unix:{path}", kiln.module, "--token-file", secure.token_file]
+    with lying_server(f"unix:{path}") as liar:
+        said = asks.once(*words)
+    if asks.language == "java":
+        # Debian's gRPC knows no Unix sockets.
+        assert said.what == "unusable"
+        assert said.text.startswith(f"cannot connect to unix:{path}: ")
+        assert said.text.endswith("need Linux and grpc-netty-shaded 1.47 or newer")
+    else:
+        assert said.what == "compiled"
+        assert liar.calls == ["Compile"]
+
+
 def test_no_lie_is_believed(kiln: Kiln, true: TrueAnswer, asks: Asks) -> None:
     told = lies.lies_about(true)
     upcoming = iter(told.values())

@@ -13,13 +13,13 @@ public final class ClientBuilder implements Cloneable {
   private static final int MAX_MESSAGE_BYTES = 64 << 20;
   private static final Pattern LOCAL =
       Pattern.compile(
-          "(dns:(///)?)?"
+          "unix:.+|(dns:(///)?)?"
               + "(127(\\.[0-9]{1,3}){3}|\\[::1\\]|([^,/:]+\\.)?localhost)(:[0-9]+)?");
 
   // Without a port gRPC connects to 80 or 443. With "///" it is for a resolver of the program.
   private static final Pattern ADDRESS =
       Pattern.compile(
-          "(?!dns:|https?:)[a-z0-9+.-]+:///.+|xds:.+"
+          "(?!dns:|https?:)[a-z0-9+.-]+:///.+|(unix|xds):.+"
               + "|(dns:(//[^/]*/)?)?([^:/\\[]+|\\[[^\\]]+\\]):[1-9][0-9]{0,4}");
 
   final String address;
@@ -75,8 +75,7 @@ public final class ClientBuilder implements Cloneable {
   }
 
   /**
-   * Use a channel of your own, such as one to a Unix socket. The client closes it. TLS is yours
-   * then; a token is sent over it.
+   * Use a channel of your own. The client closes it. TLS is yours then; a token is sent over it.
    */
   public ClientBuilder channel(ManagedChannel own) {
     channel = own;
@@ -86,7 +85,7 @@ public final class ClientBuilder implements Cloneable {
   /** Return the client. It connects with the first call. */
   public WasmkilnClient build() {
     if (channel == null && !ADDRESS.matcher(address).matches()) {
-      throw new IllegalArgumentException("an address is host:port, not " + address);
+      throw new IllegalArgumentException("an address is host:port or unix:/path, not " + address);
     }
     boolean hasToken = !token.isEmpty() || tokenFile != null;
     if (channel == null && hasToken && !isSecure && !LOCAL.matcher(address).matches()) {
@@ -94,8 +93,15 @@ public final class ClientBuilder implements Cloneable {
           "cannot send a token to " + address + " in plaintext: anybody on the way could read it;"
               + " use tls(...)");
     }
-    ManagedChannel opened = channel;
-    if (opened == null) {
+    try {
+      return new WasmkilnClient(channel == null ? open() : channel, (ClientBuilder) clone());
+    } catch (CloneNotSupportedException impossible) {
+      throw new IllegalStateException(impossible);
+    }
+  }
+
+  private ManagedChannel open() {
+    try {
       var builder =
           Grpc.newChannelBuilder(address, credentials)
               .maxInboundMessageSize(MAX_MESSAGE_BYTES)
@@ -105,12 +111,11 @@ public final class ClientBuilder implements Cloneable {
         // What goes to this machine, a token too, is no business of a proxy.
         builder.proxyDetector(server -> null);
       }
-      opened = builder.build();
-    }
-    try {
-      return new WasmkilnClient(opened, (ClientBuilder) clone());
-    } catch (CloneNotSupportedException impossible) {
-      throw new IllegalStateException(impossible);
+      return builder.build();
+    } catch (IllegalArgumentException | ManagedChannelProvider.ProviderNotFoundException lacking) {
+      String needs = "; Unix sockets need Linux and grpc-netty-shaded 1.47 or newer";
+      throw new IllegalArgumentException(
+          "cannot connect to " + address + ": " + lacking.getMessage() + needs, lacking);
     }
   }
 

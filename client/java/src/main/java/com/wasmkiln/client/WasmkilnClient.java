@@ -64,7 +64,7 @@ public final class WasmkilnClient implements AutoCloseable {
     this.options = options;
   }
 
-  /** Return what makes a client of the daemon at an address, which is host:port. */
+  /** Return what makes a client of the daemon at an address: host:port, or unix:/path. */
   public static ClientBuilder builder(String address) {
     return new ClientBuilder(address);
   }
