@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,23 +16,6 @@ from tests.polyglot.kiln import run
 JAVA, CPP = ROOT / "client" / "java", ROOT / "client" / "cpp"
 HERE = Path(__file__).parent
 PROTOS = ROOT / "protos"
-JARS = Path("/usr/share/java")
-NEEDED = (
-    *("grpc-api", "grpc-stub", "grpc-protobuf", "grpc-protobuf-lite", "grpc-context"),
-    *("protobuf", "guava", "gson"),
-)
-AT_RUN_TIME = (
-    *("grpc-core", "grpc-netty", "perfmark-api", "netty-buffer", "netty-codec"),
-    *("netty-codec-http", "netty-codec-http2", "netty-codec-socks", "netty-common"),
-    *("netty-handler", "netty-handler-proxy", "netty-resolver", "netty-transport"),
-    *("netty-transport-native-unix-common", "netty-transport-native-epoll"),
-    "netty-tcnative",
-)
-# Not all: each version of Java adds some.
-LINTS = "cast,deprecation,empty,fallthrough,finally,overrides,rawtypes,removal,serial,static,try"
-LINTS += ",unchecked,varargs"
-# Debian's generator asks for an annotation that Java has no more.
-GENERATED = "package javax.annotation; public @interface Generated { String value(); %s }"
 # A project of a user, which finds the installed library.
 PROJECT = """cmake_minimum_required(VERSION 3.16)
 project(user CXX)
@@ -124,38 +107,22 @@ def cpp_program(folder: Path) -> Asks:
     return Asks("cpp", [user / "build" / "asks"])
 
 
+def java_jar(folder: Path) -> Path:
+    """Build Java's client as its README does, unless that was done before."""
+    digest = hashlib.sha256((JAVA / "build.sh").read_bytes())
+    for source in sorted([*PROTOS.rglob("*.proto"), *(JAVA / "src").rglob("*.java")]):
+        digest.update(source.read_bytes())
+    jar, unfinished = folder / f"{digest.hexdigest()[:16]}.jar", folder / "unfinished.jar"
+    if not jar.exists():
+        must(["sh", JAVA / "build.sh", unfinished])
+        unfinished.rename(jar)
+    return jar
+
+
 def java_program(folder: Path) -> Asks:
-    """Build Java's program. The client compiles without a warning, and the README's example too."""
-    # Maven gets the classes of google.rpc in a jar; Debian's gRPC comes without it.
-    protos = sorted([*PROTOS.glob("wasmkiln/v1/*.proto"), *PROTOS.glob("google/rpc/*.proto")])
-    javac: Words = ["javac", "--release", "17"]
-
-    def generate(to: Path) -> None:
-        generated = to / "sources"
-        annotation = generated / "javax" / "annotation" / "Generated.java"
-        annotation.parent.mkdir(parents=True)
-        annotation.write_text(GENERATED % "String comments();")
-        plugin = f"--plugin=protoc-gen-grpc-java={shutil.which('grpc_java_plugin')}"
-        outs: Words = [f"--java_out={generated}", f"--grpc-java_out={generated}"]
-        must(["protoc", "-I", PROTOS, plugin, *outs, *protos])
-        words: Words = [*javac, "-nowarn", "-cp", _class_path(*NEEDED), "-d", to]
-        must([*words, *sorted(generated.rglob("*.java"))])
-
-    messages = _compiled_once(folder / "messages", protos, generate)
-    sources = sorted((JAVA / "src").rglob("*.java"))
-    words: Words = [*javac, f"-Xlint:{LINTS}", "-Werror", "-cp", _class_path(*NEEDED, messages)]
-    classes = _compiled_once(
-        folder / "client", sources, lambda to: must([*words, "-d", to, *sources])
-    )
-    work = folder / "programs"
-    work.mkdir(exist_ok=True)
-    (work / "Readme.java").write_text(
-        "import com.wasmkiln.client.*; import java.nio.file.Path;\n"
-        "class Readme { static void compile(byte[] module) throws Exception {\n"
-        f"{readme(JAVA, 'java')}}} }}\n"
-    )
-    programs = [HERE / "Asks.java", work / "Readme.java"]
-    must([*javac, "-cp", _class_path(*NEEDED, classes, messages), "-d", work, *programs])
+    """Build Java's program."""
+    jar, work = java_jar(folder), folder / "programs"
+    must(["javac", "--release", "17", "-cp", jar, "-d", work, HERE / "Asks.java"])
     # Debian's netty has no ALPN by Java's own TLS, and looks for the library that has it under
     # another name than Debian gave it.
     library = folder / "lib" / "libnetty_tcnative.so"
@@ -163,29 +130,7 @@ def java_program(folder: Path) -> Asks:
     library.parent.mkdir(exist_ok=True)
     shutil.copyfile(debian, library)
     flags: Words = ["-XX:TieredStopAtLevel=1", f"-Djava.library.path={library.parent}"]
-    path = _class_path(work, classes, messages, *NEEDED, *AT_RUN_TIME)
-    return Asks("java", ["java", *flags, "-cp", path, "Asks"])
-
-
-def _compiled_once(folder: Path, sources: Iterable[Path], build: Callable[[Path], None]) -> Path:
-    """Return a folder of classes, which is built anew where the sources have changed."""
-    digest = hashlib.sha256()
-    for source in sorted(sources):
-        digest.update(source.read_bytes())
-    to = folder / digest.hexdigest()[:16]
-    if not to.exists():
-        aside = folder / "unfinished"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        build(aside)
-        aside.rename(to)
-    return to
-
-
-def _class_path(*parts: str | Path) -> str:
-    return ":".join(
-        str(JARS / f"{part}.jar") if isinstance(part, str) else str(part) for part in parts
-    )
+    return Asks("java", ["java", *flags, "-cp", f"{work}:{jar}", "Asks"])
 
 
 PROGRAMS: Mapping[str, Callable[[Path], Asks]] = {

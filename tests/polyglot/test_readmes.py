@@ -23,7 +23,12 @@ FIVE_MINUTES = (ROOT / "docs" / "start" / "five-minutes.md").read_text()
 
 
 @pytest.mark.parametrize(
-    ("language", "code", "program"), [("node", "js", "program.mjs"), ("go", "go", "program.go")]
+    ("language", "code", "program"),
+    [
+        ("node", "js", "program.mjs"),
+        ("go", "go", "program.go"),
+        ("java", "java", "Program.java"),
+    ],
 )
 def test_the_first_program(
     kiln: Kiln, built: Built, tmp_path: Path, language: str, code: str, program: str
@@ -37,6 +42,9 @@ def test_the_first_program(
         environ |= modules.environ
         # Go gets no module here but Debian's.
         lines[1:1] = modules.lines
+    elif language == "java":
+        built("java")
+        (tmp_path / "wasmkiln").symlink_to(ROOT)
     else:
         copy_sources(tmp_path / "wasmkiln")
 
