@@ -99,8 +99,12 @@ class Refused(TierUnavailable):
     """The store answers, and refuses this operation. That says nothing of any other."""
 
 
-class _Busy(TimeoutError):  # noqa: N818 - says how the threads are
-    """All threads had other work."""
+class _Silent(TierUnavailable):
+    """The store does not answer."""
+
+
+class _Late(_Silent):
+    """Nor in time, which may be so of this one request."""
 
 
 class Stored:
@@ -568,41 +572,23 @@ class Bucket(Breaker):
             threads = self._writers
         try:
             found = await self._wait(work, threads, more)
-        except _Busy:
-            raise TierUnavailable("all threads of this daemon wait for the object store") from None
-        except TimeoutError:
-            why = f"the object store does not answer within {self.timeout_s:g} s"
-            if not is_write:
-                self.failed(why, late=True)
-            raise TierUnavailable(why) from None
-        except (ValueRejected, TierUnavailable):
-            self.answered()
+        except Refused as refusal:
+            self.answered(done=False)
+            self._note_refusal(kind, str(refusal))
             raise
-        except Exception as failure:
-            if not isinstance(failure, self.store.errors):
-                log.exception("a defect: cannot use the object store")
-                raise TierUnavailable("cannot use the object store: a defect") from failure
-            why, refuses = self.store.why(failure)
-            if refuses:
-                self.answered(done=False)
-                self._note_refusal(kind, why)
-                raise Refused(why) from None
-            self.failed(why, late=is_write)
-            raise TierUnavailable(why) from None
+        except _Silent as outage:
+            is_late = isinstance(outage, _Late)
+            if not (is_write and is_late):
+                self.failed(str(outage), late=is_write or is_late)
+            raise
         self.answered()
         self._refusals.pop(kind, None)
         return found
 
     async def probe(self) -> None:
         """Ask the store anything."""
-        try:
+        with contextlib.suppress(Refused):
             await self._wait(partial(self.store.look, _PROBE), self._readers)
-        except TimeoutError:
-            raise TierUnavailable(self.why_down) from None
-        except Exception as failure:
-            why, refuses = self.store.why(failure)
-            if not refuses:
-                raise TierUnavailable(why) from None
 
     async def missing_rights(self, prefix: str, *, reads: bool, writes: bool) -> str:
         """Write, read and delete an object that nobody looks for; return what does not work."""
@@ -612,15 +598,13 @@ class Bucket(Breaker):
             ("read", reads, partial(self.store.get, name)),
             ("delete", writes, partial(self.store.delete, [name])),
         ]
-        missing = dict[str, str]()
+        missing = list[str]()
         for what, _, work in (step for step in steps if step[1]):
             try:
                 await self._wait(work, self._writers)
-            except TimeoutError:
-                missing["reach the object store"] = "it does not answer in time"
-            except Exception as failure:
-                missing[f"{what} an object"] = self.store.why(failure)[0]
-        return "; ".join(f"cannot {what}: {why}" for what, why in missing.items())
+            except TierUnavailable as failure:
+                missing.append(f"cannot {what} an object: {failure}")
+        return "; ".join(missing)
 
     async def close(self) -> None:
         """Ask no more; give calls under way a moment to end."""
@@ -630,9 +614,10 @@ class Bucket(Breaker):
     async def _wait(
         self, work: Callable[[], T], threads: Threads, more: Allowance | None = None
     ) -> T:
-        """Wait for ``work`` in a thread, which goes on if it takes too long. TimeoutError.
+        """Wait for ``work`` in a thread, which goes on if it takes too long.
 
-        The wait for a thread has a time-out of its own, which says nothing of the store.
+        The wait for a thread has a time-out of its own, which says nothing of the store. Raise
+        TierUnavailable: Refused or _Silent if the store is to blame.
         """
         more, began_s = more or Allowance(), [time.monotonic()]
 
@@ -645,12 +630,22 @@ class Bucket(Breaker):
         try:
             while not await finished(job, lambda: began_s[-1] + self.timeout_s + more.seconds):
                 if thread.cancel():
-                    raise _Busy
+                    raise TierUnavailable("all threads of this daemon wait for the object store")
                 if len(began_s) > 1:
                     job.cancel()
-                    raise TimeoutError
+                    raise _Late(f"the object store does not answer within {self.timeout_s:g} s")
                 await asyncio.sleep(0)  # It begins at this moment.
-            return job.result()
+            try:
+                return job.result()
+            except (ValueRejected, TierUnavailable):
+                self.answered()
+                raise
+            except Exception as failure:
+                if not isinstance(failure, self.store.errors):
+                    log.exception("a defect: cannot use the object store")
+                    raise TierUnavailable("cannot use the object store: a defect") from failure
+                why, refuses = self.store.why(failure)
+                raise (Refused if refuses else _Silent)(why) from None
         finally:
             del job  # A failed job holds its traceback, which holds this frame.
 
