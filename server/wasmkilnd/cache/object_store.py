@@ -602,7 +602,7 @@ class Bucket(Breaker):
         for what, _, work in (step for step in steps if step[1]):
             try:
                 await self._wait(work, self._writers)
-            except TierUnavailable as failure:
+            except (TierUnavailable, ValueRejected) as failure:
                 missing.append(f"cannot {what} an object: {failure}")
         return "; ".join(missing)
 
