@@ -380,7 +380,7 @@ class HostStore:
         """
         if self.is_on:
             self._served = dict(self.engines())
-            writing = asyncio.create_task(self.directory.run("use", self._write_engines))
+            writing = asyncio.create_task(self.directory.run("use", self.mend_engines))
             # It goes on if it takes longer; that it failed is logged.
             writing.add_done_callback(lambda done: done.cancelled() or done.exception())
             await asyncio.wait((writing,), timeout=_PATIENCE_S)
@@ -649,19 +649,15 @@ class HostStore:
 
     def mend_engines(self) -> None:
         """Write ``engines.json`` if it is due or gone. What another daemon wrote stays."""
-        is_gone = self._served and not (self._options.directory / ENGINES).exists()
-        if is_gone or self._served is not self._written:
-            self._write_engines()
-
-    def _write_engines(self) -> None:
-        """Write ``engines.json`` aside and rename it into place."""
-        document = self._served
+        document, place = self._served, self._options.directory / ENGINES
+        if not document or (document is self._written and place.exists()):
+            return
         prepare(self._options)
         text = json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"
         with _locked(self.directory):
             aside = _fresh(self._options)
             _write_file(aside, [text], self._options)
-            aside.replace(self._options.directory / ENGINES)
+            aside.replace(place)
         self._written = document
 
 
