@@ -20,8 +20,7 @@ from wasmkiln.shared import entry_path
 from wasmkiln.v1 import types_pb2
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.model import Artifact, CompileSpec, EngineIdentity, Kind, nothing_pinned
-from wasmkilnd.redis.link import RedisLink
-from wasmkilnd.redis.servers import connect
+from wasmkilnd.redis.servers import RedisLink, connect
 from wasmkilnd.signing.keys import Keys, PrivateKey
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics

@@ -10,8 +10,7 @@ from typing import Any
 
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.model import Artifact, IsPinned, Module, nothing_pinned
-from wasmkilnd.redis.link import RedisLink
-from wasmkilnd.redis.servers import Command, RedisAccess, connect
+from wasmkilnd.redis.servers import Command, RedisAccess, RedisLink, connect
 from wasmkilnd.signing.sealer import Sealer
 
 from tests.contract.sealing import OURS, sealer

@@ -23,11 +23,11 @@ from upstash_redis.asyncio import Redis as UpstashRedis
 from upstash_redis.errors import UpstashError
 from wasmkilnd.errors import PartUnavailable, TierUnavailable
 from wasmkilnd.model import TierUsage
-from wasmkilnd.redis.link import RedisLink
 from wasmkilnd.redis.servers import (
     WRITE_TIMEOUT_S,
     Command,
     RedisAccess,
+    RedisLink,
     RedisServer,
     connect,
 )

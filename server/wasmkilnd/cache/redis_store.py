@@ -39,8 +39,7 @@ from wasmkilnd.cache.value import Opened, ValueRejected
 from wasmkilnd.errors import DoesNotFit, PartUnavailable, TierUnavailable, WrongType
 from wasmkilnd.model import Artifact, CacheKey, Evicted, Held, Module
 from wasmkilnd.model import RejectionCause as Cause
-from wasmkilnd.redis.link import RedisLink
-from wasmkilnd.redis.servers import WRITE_TIMEOUT_S, Command
+from wasmkilnd.redis.servers import WRITE_TIMEOUT_S, Command, RedisLink
 from wasmkilnd.waits.budgets import Allowance
 
 T = TypeVar("T")

@@ -44,8 +44,7 @@ from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.options import host_options, open_bucket, redis_access
 from wasmkilnd.pins import pinned_in
 from wasmkilnd.redis import embedded
-from wasmkilnd.redis.link import RedisLink
-from wasmkilnd.redis.servers import NO_ANSWER
+from wasmkilnd.redis.servers import NO_ANSWER, RedisLink
 from wasmkilnd.redis_address import RedisAddress
 from wasmkilnd.settings import Settings, object_store_url
 from wasmkilnd.settings_loader import Decorator, load, options

@@ -1,9 +1,8 @@
-"""Redis as daemons use it: the servers, the way to them, and what daemons agree on there.
+"""Redis as daemons use it: the way to the servers, and what daemons agree on there.
 
 | file | what it is |
 |---|---|
-| ``servers`` | each kind of Redis: one server, Sentinel, Cluster, REST |
-| ``link`` | commands with a time-out, behind a breaker |
+| ``servers`` | each kind of Redis: one server, Sentinel, Cluster, REST; the link to it |
 | ``embedded`` | the one server of all namespaces, and the Valkey that daemons run |
 | ``fleet`` | who compiles an artifact |
 | ``records`` | texts that daemons sign: strikes against modules, lists of pins, counts of uses |

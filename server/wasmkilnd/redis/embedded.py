@@ -46,8 +46,7 @@ import structlog
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.files.ownership import make_folder
 from wasmkilnd.files.whole_files import write_whole
-from wasmkilnd.redis.link import RedisLink
-from wasmkilnd.redis.servers import RedisAccess, RedisServer, connect
+from wasmkilnd.redis.servers import RedisAccess, RedisLink, RedisServer, connect
 from wasmkilnd.redis_address import RedisAddress
 
 _log = structlog.get_logger("wasmkilnd.cache")

@@ -35,8 +35,8 @@ import structlog
 
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
 from wasmkilnd.model import CacheKey
-from wasmkilnd.redis.link import RedisLink
 from wasmkilnd.redis.records import name_of, opened
+from wasmkilnd.redis.servers import RedisLink
 from wasmkilnd.telemetry import tracing
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.waits.budgets import WaitBudget

@@ -22,8 +22,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from wasmkilnd.errors import TierUnavailable, WrongType
 from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
-from wasmkilnd.redis.link import RedisLink
-from wasmkilnd.redis.servers import WRITE_TIMEOUT_S
+from wasmkilnd.redis.servers import WRITE_TIMEOUT_S, RedisLink
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.waits.budgets import WaitBudget
 
