@@ -623,7 +623,8 @@ class Compiler:
     async def _confirm(self, request: Request) -> None:
         """Compare code for the caller's engine with what that engine shows, once."""
         shown, terms = request.compatibility, request.terms
-        if shown and not self.engines.is_confirmed(shown):
+        fit = self.engines.fits.get(shown)
+        if shown and not (fit and fit.made):
             confirm = partial(self.engines.confirm, shown, terms.waiter.caller)
             await self.flights.join(("fits", shown), terms.waiter, confirm, terms.quota).wait()
 

@@ -477,13 +477,12 @@ class Sample:
 class Compared:
     """What an engine version's loaders may compare, learned for a target: see ``engines.fits``.
 
-    - ``key``, ``triple``, ``version``, ``cpu``, ``rest``: of its section with the defaults.
+    - ``triple``, ``version``, ``cpu``, ``rest``: of its section with the defaults.
     - ``levels``: the CPU's flags by level, the default level first.
     - ``keys``: those of its sections with the default settings, by level.
     """
 
     target: str
-    key: str
     triple: str
     version: str
     cpu: Mapping[str, int | str]

@@ -183,6 +183,12 @@ def shown(target: str = "", flags: tuple[str, ...] = (), **settings: object) -> 
     return loading.shown_by(wasmtime.Engine(config))
 
 
+def shown_by_winch() -> bytes:
+    config = wasmtime.Config()
+    wasmtime._bindings.wasmtime_config_strategy_set(config.ptr(), 2)
+    return loading.shown_by(wasmtime.Engine(config))
+
+
 def key_of(section: bytes) -> bytes:
     return hashlib.sha256(section).digest()
 
@@ -255,17 +261,15 @@ def test_settings_that_no_engine_takes_together_are_refused_before_a_compile(
     kiln: Daemon, client: Client, stub: Any
 ) -> None:
     """Code can be made under each of them alone: only to compile with both shows that it cannot."""
-    config = wasmtime.Config()
-    wasmtime._bindings.wasmtime_config_strategy_set(config.ptr(), 2)
-    winch = loading.shown_by(wasmtime.Engine(config))
-    usual, debugged = shown(), shown(debug_info=True)
+    winch, usual, debugged = shown_by_winch(), shown(), shown(debug_info=True)
     [at] = (n for n in range(-len(usual), 0) if usual[n] != debugged[n])
     made_up = winch[:at] + debugged[at : at + 1] + winch[at + 1 :]
     before = compiled(kiln)
     for _ in range(2):
         with pytest.raises(CompatibilityUnsupported) as refused:
             client.compile(wasm.adder(3704), into=made_up)
-        assert "Winch does not currently support" in refused.value.message
+        why = "compiles nothing with debug_info=true, strategy=winch"
+        assert why in refused.value.metadata["differences"]
         assert refused.value.metadata["engine"] == ENGINE
     assert compiled(kiln) == before
     # A key of what was never compared has code that is stored, and none made for it.
@@ -285,6 +289,15 @@ def test_the_header_has_the_key_of_its_code(kiln: Daemon, client: Client) -> Non
     for _ in ("by section", "by key"):
         got = client.compile(wasm.adder(3706), into=host)
         assert got.header.compatibility == own == key_of(loading.section_of(got.bytes))
+
+
+def test_fast_code_is_for_hosts_that_load_it(client: Client) -> None:
+    """Whether a host accepts it or not."""
+    winch, module = shown_by_winch(), wasm.adder(3707)
+    for section, is_fast in ((shown(), False), (winch, True)):
+        made = client.compile(module, into=section, accept_fast=True)
+        assert made.header.is_fast is is_fast
+        assert made.header.compatibility == key_of(loading.section_of(made.bytes))
 
 
 def test_what_is_no_section_is_an_invalid_request(client: Client, stub: Any) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from wasmkiln import CompatibilityUnsupported
 from wasmkiln.loading import EMPTY
 
 from tests.e2e.programs import ROOT, installed_engines
@@ -160,6 +161,16 @@ def test_the_command_says_itself_what_it_loads(kiln: Kiln, command: Path) -> Non
     empty, host = kiln.folder / "empty.wasm", kiln.folder / "host.cwasm"
     empty.write_bytes(EMPTY)
     collectors = [f"-C collector={each}" for each in ("drc", "null", "copying")]
+    winch = "-C compiler=winch"
+    done = run([command, "compile", *winch.split(), empty, "-o", host], cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    lacking = r"compiles nothing with .*strategy=winch: .*support for GC types disabled"
+    with (
+        kiln.daemon.client() as client,
+        pytest.raises(CompatibilityUnsupported, match=lacking),
+    ):
+        client.compile(kiln.module, into=host.read_bytes())
+    collectors.append(f"{winch} -C collector=drc")
     for flag in ["", *collectors, "-W fuel=9999", "-W gc=n", *FLAGS.values()]:
         done = run([command, "compile", *flag.split(), empty, "-o", host], cwd=ROOT)
         assert done.returncode == 0, done.stderr

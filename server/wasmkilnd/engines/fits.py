@@ -5,7 +5,7 @@ SHA-256 of one that it sent before: the compatibility key. Only an engine of the
 target is asked. What loaders compare was learned from it when it started (``child.describe``): each
 value of a setting was tried beside the defaults. So no rule of a loader is written down here but
 two: code may need less of the CPU, and fewer proposals, than the host has. Settings may do more
-together than each does alone: before the first module is compiled for a host, the empty one is, and
+together than each does alone: before the first module is compiled for a host, a tiny one is, and
 what that code says of itself is compared (``EngineRegistry.confirm``).
 
 Of all code that loads, the choice is what most hosts share: the default CPU level and the default
@@ -134,13 +134,27 @@ def fit(engine_id: str, mine: Compared, host: Section) -> tuple[Fit | None, list
             code |= sample.changed
             settings |= sample.settings
     made = "" if settings else mine.keys[cpus[0]]
-    return Fit(engine_id, mine.target, cpus, settings, made), _differences(mine, code, host.rest)
+    return Fit(engine_id, mine.target, cpus, settings, made), differences(mine, code, host.rest)
 
 
-def differences(mine: Compared, made: Section, host: Section) -> list[str]:
-    """Say for what a host's engine refuses code, by what the code says of itself."""
-    lacking = [f"its CPU lacks {name}" for name in _beyond(made.cpu, host.cpu)]
-    return lacking + _differences(mine, made.rest, host.rest)
+def differences(mine: Compared, code: Mapping[str, Value], host: Mapping[str, Value]) -> list[str]:
+    """Say for what of ``code`` a host's engine refuses it."""
+    # Which setting changes a value, for people.
+    names, free = dict[str, str](), _free(mine)
+    for sample in sorted(mine.samples, key=lambda each: len(each.changed)):
+        if len(sample.settings) == 1 and len(sample.changed) <= _FEW:
+            names = {each: next(iter(sample.settings)) for each in sample.changed} | names
+    if code[_COLLECTOR] == NO_COLLECTOR:
+        free.add(_COLLECTOR)
+    found = dict[str, None]()
+    for each in sorted(code.keys() | host.keys()):
+        ours, theirs = code.get(each, 0), host.get(each, 0)
+        is_less = each.startswith(_PROPOSAL) and theirs
+        if ours != theirs and not is_less and each not in free:
+            found[f"{names.get(each, each)} is {theirs} there, and {ours} in what can be made"] = (
+                None
+            )
+    return list(found)[:_MOST_NAMED]
 
 
 def contradicts(mine: Compared, name: str, value: str, spec: CompileSpec) -> bool:
@@ -187,26 +201,6 @@ def _as_shown(
 def _free(mine: Compared) -> set[str]:
     """Return what loaders do not compare."""
     return {each for one in mine.samples if one.loads and one.takes for each in one.changed}
-
-
-def _differences(mine: Compared, code: Mapping[str, Value], host: Mapping[str, Value]) -> list[str]:
-    """Say for what a host's engine refuses code."""
-    # Which setting changes a value, for people.
-    names, free = dict[str, str](), _free(mine)
-    for sample in sorted(mine.samples, key=lambda each: len(each.changed)):
-        if len(sample.settings) == 1 and len(sample.changed) <= _FEW:
-            names = {each: next(iter(sample.settings)) for each in sample.changed} | names
-    if code[_COLLECTOR] == NO_COLLECTOR:
-        free.add(_COLLECTOR)
-    found = dict[str, None]()
-    for each in sorted(code.keys() | host.keys()):
-        ours, theirs = code.get(each, 0), host.get(each, 0)
-        is_less = each.startswith(_PROPOSAL) and theirs
-        if ours != theirs and not is_less and each not in free:
-            found[f"{names.get(each, each)} is {theirs} there, and {ours} in what can be made"] = (
-                None
-            )
-    return list(found)[:_MOST_NAMED]
 
 
 def _beyond(code: Mapping[str, Value], host: Mapping[str, Value]) -> list[str]:

@@ -23,7 +23,7 @@ from wasmkilnd import errors, model, wire
 from wasmkilnd.engines import fits, verdict
 from wasmkilnd.engines.child import section
 from wasmkilnd.engines.child.cpu import NATIVE, PORTABLE
-from wasmkilnd.engines.child.describe import CORE_PREAMBLE
+from wasmkilnd.engines.child.describe import ADDERS
 from wasmkilnd.engines.child.section import Section
 from wasmkilnd.engines.job import order_on
 from wasmkilnd.engines.names import NameChoices, resolve
@@ -54,7 +54,7 @@ _NOT_ASKED = frozenset({Reason.COMPILE_QUEUE_FULL, Reason.SERVER_DRAINING})
 # Callers ask for the same few specs again and again, and to compute a fingerprint costs as much
 # as a cache hit.
 _REMEMBERED_SPECS = 1024
-_EMPTY = Module("", Kind.CORE_MODULE, CORE_PREAMBLE)
+_ADDER = Module("", Kind.CORE_MODULE, bytes.fromhex(ADDERS["core"]))
 # How a job or a worker ends whose engine's files are not there any more.
 _BY_REMOVAL = frozenset({Reason.COMPILER_CRASHED, Reason.WORKER_UNAVAILABLE})
 
@@ -174,7 +174,7 @@ class EngineRegistry:
             # A host with the defaults, on such a machine.
             usual, _ = fits.fit(engine_id, mine, fits.usual(mine))
             if usual and engine_id in self._nearest:
-                self.fits.known[mine.key] = usual
+                self.fits.known[mine.keys.get(NATIVE) or usual.made] = usual
         # The id of what is served by each word that a request may name it by: id or name.
         self._ids = named | {each: each for each in self._served}
 
@@ -237,39 +237,38 @@ class EngineRegistry:
         chosen = {**fit.settings, **settings}
         return self.spec(engine_id, fit.target, cpu or fit.cpus[0], chosen)
 
-    def is_confirmed(self, shown: bytes) -> bool:
-        """Return whether code for a host was compiled and compared; COMPATIBILITY_UNKNOWN by key.
-
-        Such a key stands for a section that was shown for what tiers hold.
-        """
-        fit = self.fits.get(shown)
-        if not (fit and fit.made) and len(shown) == fits.KEY_BYTES:
-            raise errors.compatibility_unknown()
-        return bool(fit and fit.made)
-
     async def confirm(self, shown: bytes, caller: str, waiters: Waiters) -> None:
-        """Compile the empty module for a host, and compare what its code says of itself.
+        """Compile a function for a host, and compare what its code says of itself.
 
-        Raises COMPATIBILITY_UNSUPPORTED, and the errors of Load.
+        Not the empty module: some engines with Winch compile nothing else.
+
+        Raises COMPATIBILITY_UNSUPPORTED, and the errors of Load; COMPATIBILITY_UNKNOWN for a key,
+        whose section was shown for what tiers hold, or in a FindMissing.
         """
+        if len(shown) == fits.KEY_BYTES:
+            raise errors.compatibility_unknown()
         host = fits.read(shown)
         fit = self._fit(host)
         spec, limits = self.spec(*fit.code), self._limits.current
         order = {"op": "compile", "target": spec.target, "cpu": spec.cpu}
         settings, engine_id = dict(spec.changed_settings), fit.engine_id
-        job = Job(order_on(_EMPTY, limits, **order, settings=settings), waiters)
+        job = Job(order_on(_ADDER, limits, **order, settings=settings), waiters)
         waiters.quota.opinion()
         try:
             report = await self._known[engine_id].pool.run(job)
-            verdict.read(report, engine_id, "compiling", limits)
-            code = verdict.compiled_code(report, engine_id, 0.0).code
+            found = verdict.read(report, engine_id, "compiling", limits)
         except WasmkilnError as failure:
-            if failure.reason is Reason.SETTING_UNKNOWN:  # The engine refuses them together.
-                raise errors.compatibility_unsupported(engine_id, [failure.message]) from None
-            raise await self._explained(engine_id, failure) from None
+            if failure.reason is not Reason.SETTING_UNKNOWN:
+                raise await self._explained(engine_id, failure) from None
+            found = Verdict(Outcome.UNSUPPORTED, failure.message)
+        if found.outcome is not Outcome.VALID:
+            named = ", ".join(f"{name}={value}" for name, value in sorted(settings.items()))
+            why = f"{engine_id} compiles nothing with {named}: {found.message}"
+            raise errors.compatibility_unsupported(engine_id, [why])
+        code = verdict.compiled_code(report, engine_id, 0.0).code
         made = section.in_artifact(b"".join(wire.payload_views(code.frames)))
-        if why := fits.differences(self._compared(fit), fits.read(made), host):
-            raise errors.compatibility_unsupported(engine_id, why)
+        if lacking := fits.differences(self._compared(fit), fits.read(made).rest, host.rest):
+            raise errors.compatibility_unsupported(engine_id, lacking)
         key = hashlib.sha256(made).hexdigest()
         self.fits.keep(shown, caller, replace(fit, made=key))
 

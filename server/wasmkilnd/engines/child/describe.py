@@ -32,7 +32,7 @@ from .sandbox import Sandbox
 
 CORE_PREAMBLE = b"\0asm\x01\0\0\0"
 
-_ADDERS = {
+ADDERS = {
     # (func (export "add") (param i32 i32) (result i32) local.get 0 local.get 1 i32.add)
     "core": "0061736d0100000001070160027f7f017f030201000707010361646400000a09010700200020016a0b",
     # (component (core module $m the module above) (core instance $i (instantiate $m))
@@ -157,12 +157,11 @@ class _Trials:
         section, whether its code runs by default, and whether it takes the default's code.
         """
         level = cpu.NATIVE if target == self.host else cpu.BASELINE
-        adder = partial(self._compile, bytes.fromhex(_ADDERS["core"]))
+        adder = partial(self._compile, bytes.fromhex(ADDERS["core"]))
         base: _Where = target, level, {}
         code, _ = self._try(base, partial(adder, "core"))
         try:
-            own_section = section.in_artifact(code)
-            usual = section.parse(own_section)
+            usual = section.parse(section.in_artifact(code))
         except section.Unreadable:
             return {}
 
@@ -175,15 +174,14 @@ class _Trials:
 
         def shown(configured: Any) -> bytes:
             own = adder("core", configured)
-            said_of_own = section.in_artifact(own)
-            shows = section.parse(said_of_own)
+            shows = section.parse(section.in_artifact(own))
             names = usual.rest.keys() | shows.rest.keys()
             both = {each: (shows.rest.get(each, 0), usual.rest.get(each, 0)) for each in names}
             changed = {each: pair[0] for each, pair in both.items() if pair[0] != pair[1]}
             loads = runs(self._engine.configure(*base), own)
             said = {"changed": changed, "loads": loads, "takes": runs(configured, code)}
-            key = hashlib.sha256(said_of_own).hexdigest()
-            return json.dumps({**said, "cpu": shows.cpu, "key": key}).encode()
+            said |= {"cpu": shows.cpu, "key": section.key_of(own)}
+            return json.dumps(said).encode()
 
         levels = self.levels(target)
         tries: list[_Where] = [(target, each, {}) for each in levels]
@@ -202,10 +200,8 @@ class _Trials:
             if one.get("changed")
         ]
         by_level = {where[1]: one for where, one in found if not where[2] and one}
-        key = hashlib.sha256(own_section).hexdigest()
         return {
             "target": target,
-            "key": key,
             "levels": {each: one["cpu"] for each, one in by_level.items()},
             "keys": {each: one["key"] for each, one in by_level.items()},
             "samples": samples,
@@ -255,7 +251,7 @@ class _Trials:
 
     def _run(self, where: _Where, kind: str) -> tuple[bytes, str]:
         """Return what code that adds 2 and 3 returns, and why there is none."""
-        artifact, why = self._try(where, partial(self._compile, bytes.fromhex(_ADDERS[kind]), kind))
+        artifact, why = self._try(where, partial(self._compile, bytes.fromhex(ADDERS[kind]), kind))
 
         def call_it(configured: Any) -> bytes:
             code = bytearray(artifact)

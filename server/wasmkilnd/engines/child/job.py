@@ -8,13 +8,11 @@ daemon gives one order at a time.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
 import socket
 import time
-from contextlib import suppress
 from typing import Any
 
 from . import cpu, frames, sandbox, section
@@ -142,9 +140,7 @@ def _carry_out(
     if len(artifact) > int(order["artifact_limit_bytes"]):
         return {"outcome": "too_large", "size_bytes": len(artifact)}
     frames.send(sock, frames.Type.ARTIFACT, artifact)
-    key = ""
-    with suppress(section.Unreadable):  # Not every engine says what it compares.
-        key = hashlib.sha256(section.in_artifact(artifact)).hexdigest()
+    key = section.key_of(artifact)
     # Last, because an engine may abort on types that it compiles but cannot name. The artifact
     # is complete by then.
     types = _types(*engine.externs(configured, module))

@@ -7,6 +7,7 @@ their names, and the tunables and proposals, which are numbers without names.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
 from collections.abc import Iterator
@@ -61,6 +62,14 @@ def in_artifact(artifact: bytes) -> bytes:
     except (struct.error, IndexError, OverflowError):
         raise Unreadable("it is a damaged artifact") from None
     raise Unreadable("it is an artifact without an engine's section")
+
+
+def key_of(artifact: bytes) -> str:
+    """Return the SHA-256 of an artifact's section; empty where it has none."""
+    try:
+        return hashlib.sha256(in_artifact(artifact)).hexdigest()
+    except Unreadable:  # Not every engine says what it compares.
+        return ""
 
 
 def parse(section: bytes) -> Section:
