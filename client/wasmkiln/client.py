@@ -89,6 +89,8 @@ _LOOK_S = 5.0
 _ASKED_TIMES = 3
 _ADVICE = "pass the `settings` that `into` was made with, or leave out `into`"
 _HEALTH = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
+# What arguments were called until 0.7. These names still work.
+_OLD_NAMES = {"module_sha256": "module", "everything": "all"}
 # Why a file of the host store is not used.
 _MISSES = (FileRefused, errors.IncompatibleEngine, OSError)
 
@@ -99,6 +101,11 @@ class Method(Generic[S_co, A_co]):
     def __init__(self, flow: Callable[..., Coroutine[Any, Any, Any]]) -> None:
         @wraps(flow)
         def run(client: Any, *arguments: Any, **options: Any) -> Any:
+            for old, name in _OLD_NAMES.items():
+                if value := options.pop(old, None):
+                    options[name] = value
+                    if old == "module_sha256" and not is_digest(value):
+                        raise ValueError("module_sha256 is 64 lowercase hexadecimal digits")
             return client._run(flow(client, *arguments, **options))
 
         self._run: Any = run
@@ -464,8 +471,6 @@ class Methods(ABC):
         all: bool = False,  # noqa: A002 - the contract's name
         tier: Literal["memory", "host_store", "redis", "object_store"] | None = None,
         timeout_s: float | None = None,
-        module_sha256: str | None = None,
-        everything: bool = False,
     ) -> admin.EvictResponse:
         """Remove the artifacts of a module, of an engine, or all, from one tier or from every one.
 
@@ -473,16 +478,15 @@ class Methods(ABC):
         a pinned module, raise ModulePinned. Raise OSError when the path cannot be read, and
         ValueError unless exactly one of the three scopes is given.
         """
-        scope = await self._scope(module, module_sha256, engine=engine, all=all or everything)
+        scope = await self._scope(module, engine=engine, all=all)
         request = admin.EvictRequest(tier=f"TIER_{(tier or 'unspecified').upper()}", **scope)
         return await self._ask(request, admin.EvictResponse, timeout_s)
 
     @method
     async def quarantined(self, *, timeout_s: float | None = None) -> admin.ListQuarantineResponse:
         """Return the modules that the daemon refuses because they broke a compiler."""
-        return await self._ask(
-            admin.ListQuarantineRequest(), admin.ListQuarantineResponse, timeout_s
-        )
+        request = admin.ListQuarantineRequest()
+        return await self._ask(request, admin.ListQuarantineResponse, timeout_s)
 
     @method
     async def release(
@@ -491,15 +495,13 @@ class Methods(ABC):
         *,
         all: bool = False,  # noqa: A002 - the contract's name
         timeout_s: float | None = None,
-        module_sha256: str | None = None,
-        everything: bool = False,
     ) -> admin.ReleaseQuarantineResponse:
         """Release one module, or every one, from quarantine, and forget its failures.
 
         `module` is a path, bytes or a digest. Raise OSError when the path cannot be read, and
         ValueError unless exactly one scope is given.
         """
-        scope = await self._scope(module, module_sha256, all=all or everything)
+        scope = await self._scope(module, all=all)
         request = admin.ReleaseQuarantineRequest(**scope)
         return await self._ask(request, admin.ReleaseQuarantineResponse, timeout_s)
 
@@ -509,14 +511,13 @@ class Methods(ABC):
         module: Source | None = None,
         *,
         timeout_s: float | None = None,
-        module_sha256: str | None = None,
     ) -> admin.PinResponse:
         """Keep a module and all of its artifacts, now and later, whatever else needs room.
 
         `module` is a path, bytes or a digest. Raise ModuleNotLoaded if no tier knows the module,
         PinsFull if there are too many pins, and OSError when the path cannot be read.
         """
-        request = admin.PinRequest(**await self._scope(module, module_sha256))
+        request = admin.PinRequest(**await self._scope(module))
         return await self._ask(request, admin.PinResponse, timeout_s)
 
     @method
@@ -525,13 +526,12 @@ class Methods(ABC):
         module: Source | None = None,
         *,
         timeout_s: float | None = None,
-        module_sha256: str | None = None,
     ) -> admin.UnpinResponse:
         """Unpin a module: its entries live as long as others from now on.
 
         `module` is a path, bytes or a digest. Raise OSError when the path cannot be read.
         """
-        request = admin.UnpinRequest(**await self._scope(module, module_sha256))
+        request = admin.UnpinRequest(**await self._scope(module))
         return await self._ask(request, admin.UnpinResponse, timeout_s)
 
     @method
@@ -574,16 +574,9 @@ class Methods(ABC):
     def _deadline(self, timeout_s: float | None) -> rpc.Deadline:
         return rpc.Deadline(self._timeout_s if timeout_s is None else choose_timeout_s(timeout_s))
 
-    async def _scope(
-        self, module: Source | None, module_sha256: str | None, **others: Any
-    ) -> dict[str, Any]:
-        """Return the field that says what a call is about. Raise ValueError unless it is one.
-
-        `module_sha256` and `everything` are what `module` and `all` were called until 0.7.
-        """
-        if module_sha256 is not None and not is_digest(module_sha256):
-            raise ValueError("module_sha256 is 64 lowercase hexadecimal digits")
-        given = {"module": module or module_sha256, **others}
+    async def _scope(self, module: Source | None, **others: Any) -> dict[str, Any]:
+        """Return the field that says what a call is about. Raise ValueError unless it is one."""
+        given = {"module": module, **others}
         scope = {name: value for name, value in given.items() if value}
         if len(scope) != 1:
             raise ValueError(f"give exactly one of {', '.join(given)}")
@@ -1033,14 +1026,7 @@ def choose_timeout_s(argument: float | None) -> float:
 
     Raise ValueError unless it is a positive, finite number.
     """
-    name, value = "timeout_s", argument
-    if argument is None:
-        name = "WASMKILN_TIMEOUT_S"
-        with suppress(ValueError):
-            value = float(os.environ.get(name) or 60)
-    if value is None or not 0 < value < float("inf"):
-        raise ValueError(f"{name} has to be a positive number of seconds")
-    return min(float(value), MAX_TIMEOUT_S)
+    return min(_chosen("timeout_s", argument, 60.0, float), float(MAX_TIMEOUT_S))
 
 
 def choose_max_artifact_bytes(argument: int | str | None) -> int:
@@ -1048,21 +1034,21 @@ def choose_max_artifact_bytes(argument: int | str | None) -> int:
 
     Both may say 512MiB too. Raise ValueError unless the number is positive.
     """
-    name, size = "max_artifact_bytes", argument
+    return _chosen("max_artifact_bytes", argument, DEFAULT_MAX_ARTIFACT_BYTES, parse_bytes)
+
+
+def _chosen(name: str, argument: Any, default: T, parse: Callable[[Any], T]) -> T:
+    """Return a number: the argument, else the variable of its name, else the default."""
+    value = argument
     if argument is None:
-        name = "WASMKILN_MAX_ARTIFACT_BYTES"
-        size = os.environ.get(name) or None
-    try:
-        return DEFAULT_MAX_ARTIFACT_BYTES if size is None else parse_size(size)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-
-
-def parse_size(size: object) -> int:
-    """Return the bytes of a positive size such as 512MiB, 1.5GB or 1048576. Raise ValueError."""
-    if (size_bytes := parse_bytes(size)) <= 0:
-        raise ValueError(f"{str(size)[:100]!r} is not a size above 0")
-    return size_bytes
+        name = f"WASMKILN_{name.upper()}"
+        value = os.environ.get(name) or default
+    number: Any = 0
+    with suppress(ValueError):
+        number = parse(value)
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{name} has to be a number above 0, not {str(value)[:100]!r}")
+    return cast("T", number)
 
 
 def choose_encodings(argument: bool | None, address: str) -> tuple[str, ...]:

@@ -169,7 +169,7 @@ def test_nothing_that_the_thief_made_is_served_before_or_after_the_key_is_revoke
         nearer: list[Literal["memory", "host_store", "redis"]] = ["memory", "host_store", "redis"]
         for count in range(4):
             for each in nearer[:count]:
-                client.evict(everything=True, tier=each)
+                client.evict(all=True, tier=each)
             served.append(fleet.serves(client))
     tiers = [COMPILED, MEMORY, HOST_STORE, REDIS, OBJECTS]
     assert served == [(each, True) for each in tiers]
@@ -180,8 +180,8 @@ def test_nothing_that_the_thief_made_is_served_before_or_after_the_key_is_revoke
 def test_a_copy_goes_with_the_key_that_attested_it(fleet: Fleet) -> None:
     with fleet.start(1) as daemon, daemon.client(host_store_dir="none") as client:
         assert fleet.serves(client) == (OBJECTS, True)
-        client.evict(everything=True, tier="memory")
-        client.evict(everything=True, tier="host_store")
+        client.evict(all=True, tier="memory")
+        client.evict(all=True, tier="host_store")
         assert fleet.serves(client) == (REDIS, True), "as the second daemon has stamped it"
         fleet.keys[1].run("revoke", fleet.keys[0].public.id)
         reload(daemon)

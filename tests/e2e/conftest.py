@@ -62,7 +62,7 @@ def emptied(daemon: Daemon) -> Daemon:
     same module would see each other's artifacts, or not.
     """
     with daemon.client(timeout_s=120) as operator:
-        operator.evict(everything=True)
+        operator.evict(all=True)
     return daemon
 
 

@@ -90,5 +90,5 @@ def make_ready(daemon: Daemon, command: Command) -> None:
             client.compile(module(), engine="wasmtime")
             client.load(module(), engine="wasmtime")  # Memory may have the artifact alone.
         if "ORIGIN_REDIS" in command.printed:
-            client.evict(everything=True, tier="memory")
-            client.evict(everything=True, tier="host_store")
+            client.evict(all=True, tier="memory")
+            client.evict(all=True, tier="host_store")

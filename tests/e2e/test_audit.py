@@ -67,7 +67,7 @@ def test_each_act_has_its_line_and_a_hit_has_none(lean_state_dir: Path, path: Pa
             client.load(invalid)
         client.quarantined()
         client.evict(made.header.module_sha256)
-        client.release(everything=True)
+        client.release(all=True)
         client.stats()
         client.capabilities()
         client.find_missing([made.header.module_sha256])

@@ -98,7 +98,7 @@ def running_site(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -
 def site(running_site: Site) -> Site:
     """The site, with nothing in any tier."""
     settled(running_site.client)
-    running_site.client.evict(everything=True)
+    running_site.client.evict(all=True)
     return running_site
 
 
@@ -131,7 +131,7 @@ def test_load_asks_whether_a_module_is_there_and_reads_none(site: Site) -> None:
     module = wasm.adder(7)
     site.client.load(module)
     settled(site.client)
-    site.client.evict(everything=True, tier="memory")
+    site.client.evict(all=True, tier="memory")
     before = reads()
     assert site.client.load(module).already_loaded
     assert reads() == before
@@ -139,7 +139,7 @@ def test_load_asks_whether_a_module_is_there_and_reads_none(site: Site) -> None:
 
 def test_callers_of_one_value_share_one_look_up(site: Site) -> None:
     site.stored(wasm.adder(2))
-    site.client.evict(everything=True, tier="memory")
+    site.client.evict(all=True, tier="memory")
     hit = {"outcome": "hit", "tier": "redis", "what": "artifact"}
     before = site.daemon.metric("tier_lookups_total", **hit)
     with ThreadPoolExecutor(6) as callers:
@@ -166,11 +166,11 @@ def test_an_evict_takes_from_redis_what_it_names(site: Site) -> None:
     gone = site.client.evict(engine=ENGINE, tier="redis")
     assert (gone.artifacts, gone.modules) == (1, 0)
     assert not site.server.exists(*of_other)
-    site.client.evict(everything=True, tier="memory")
+    site.client.evict(all=True, tier="memory")
     # The module is still there, and need not be sent.
     assert site.client.compile(wasm.digest(other)).header.origin == COMPILED
     settled(site.client)
-    gone = site.client.evict(everything=True, tier="redis")
+    gone = site.client.evict(all=True, tier="redis")
     assert (gone.artifacts, gone.modules) == (1, 1)
     assert not site.server.exists(*of_one, *of_other)
     assert site.client.compile(other).header.origin == MEMORY
@@ -200,7 +200,7 @@ def test_no_answer_waits_for_a_write_and_the_newest_writes_outlast_an_outage(sit
         assert made[0] in line.values()
     eventually(lambda: site.client.stats().redis_up, "Redis is not found again")
     settled(site.client)
-    site.client.evict(everything=True, tier="memory")
+    site.client.evict(all=True, tier="memory")
     assert site.client.compile(wasm.with_data(20_000, 7)).header.origin == REDIS
     assert site.client.compile(wasm.with_data(20_000, 0)).header.origin == COMPILED
 
@@ -217,7 +217,7 @@ small = serving(
 def client(small: RedisDaemon) -> Iterator[Client]:
     """A client of that daemon, which holds nothing."""
     with small.client() as one:
-        one.evict(everything=True)
+        one.evict(all=True)
         yield one
 
 

@@ -194,7 +194,7 @@ def test_an_evict_ends_though_the_disk_hangs_and_goes_on_behind_it(
     under: Under, disk: Disk
 ) -> None:
     disk.hang()
-    gone = under.client.evict(everything=True, timeout_s=PATIENT_S)
+    gone = under.client.evict(all=True, timeout_s=PATIENT_S)
     assert (list(gone.unreachable_tiers), gone.modules) == (["host_store"], 1)
     under.client.compile(SMALL)
     under.check_others()

@@ -161,7 +161,7 @@ class Site:
     def check_none_is_used(self, daemon: Daemon, *, file: bool) -> None:
         """Ask for each harmed entry when memory has nothing; see that all are good again."""
         with daemon.client(host_store_dir="none") as client:
-            client.evict(everything=True, tier="memory")
+            client.evict(all=True, tier="memory")
             for how, module in MODULES.items():
                 before = rejected(daemon)
                 origin, found = asked(daemon, client, module, file=file)
@@ -243,7 +243,7 @@ MODULE = next(iter(MODULES.values()))
 
 def served(kiln: tuple[Daemon, Client], site: Site) -> object:
     """Ask for bytes when memory has nothing; return their origin. They are always right."""
-    kiln[1].evict(everything=True, tier="memory")
+    kiln[1].evict(all=True, tier="memory")
     found = kiln[1].compile(MODULE)
     assert found.bytes == site.good[MODULE].bytes
     return found.header.origin
@@ -279,7 +279,7 @@ def test_a_write_replaces_what_is_in_its_way(
         lambda: folder.write_text("a file"),
         lambda: (folder / "sub" / "sub").mkdir(parents=True),
     ):
-        kiln[1].evict(everything=True)
+        kiln[1].evict(all=True)
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         plant()
@@ -311,7 +311,7 @@ def test_what_is_gone_replaced_or_mapped(kiln: tuple[Daemon, Client], site: Site
     assert rejected(daemon) == before
     with (folder / ARTIFACT).open("rb") as mapped:
         client.compile(MODULE, skip_cache_lookup=True)
-        client.evict(everything=True)
+        client.evict(all=True)
         assert not folder.exists()
         assert mapped.read() == site.good[MODULE].bytes
     assert served(kiln, site) == COMPILED
@@ -350,16 +350,16 @@ def test_a_full_disk_costs_no_call(engines: Installed, tmp_path: Path) -> None:
         written()
         assert daemon.metric("host_store_dropped_writes_total") >= 1
         assert daemon.metric("tier_stores_total", outcome="ok", tier="host_store") >= 3
-        client.evict(everything=True, tier="memory")
+        client.evict(all=True, tier="memory")
         for tag, artifact in enumerate(made):
             assert client.compile(wasm.with_data(300_000, tag)).bytes == artifact.bytes
         assert "No space left on device" in daemon.log
         assert 0 < daemon.log.count('"cannot write the host store"') < 4
         # There is room again, and it is used at once.
-        client.evict(everything=True)
+        client.evict(all=True)
         client.compile(wasm.adder(1))
         written()
-        client.evict(everything=True, tier="memory")
+        client.evict(all=True, tier="memory")
         assert client.compile(wasm.adder(1)).header.origin == HOST_STORE
 
 
@@ -389,7 +389,7 @@ def test_a_store_that_takes_nothing_from_the_start_costs_no_call(
             found = [client.compile(module) for module in modules]
             assert [each.header.origin for each in found] == origins
             assert [each.bytes for each in found] == [each.bytes for each in made]
-            client.evict(everything=True, tier="memory")
+            client.evict(all=True, tier="memory")
         assert client.compile(wasm.adder(9)).header.origin == COMPILED
         assert client.health() == "SERVING"
         gone = client.evict(wasm.digest(modules[1]))
@@ -402,6 +402,6 @@ def test_a_store_that_takes_nothing_from_the_start_costs_no_call(
     with Daemon(state, NO_REDIS) as daemon, daemon.client(host_store_dir="none") as client:
         assert client.compile(modules[0]).header.origin == COMPILED
         eventually(lambda: not daemon.metric("host_store_pending_writes"), "a write waits")
-        client.evict(everything=True, tier="memory")
+        client.evict(all=True, tier="memory")
         again = client.compile(modules[0])
         assert (again.header.origin, again.bytes) == (HOST_STORE, made[0].bytes)

@@ -70,7 +70,7 @@ def test_a_restart_without_redis_compiles_nothing(lean_state_dir: Path) -> None:
             assert again.header.origin == HOST_STORE
             assert again.bytes == first.bytes
             assert client.compile(first.header.module_sha256).header.origin == MEMORY
-        client.evict(everything=True, tier="memory")
+        client.evict(all=True, tier="memory")
         assert client.find_missing([each.header.module_sha256 for each in artifacts]) == []
         assert compiles(two) == 0
         tier = next(each for each in client.stats().tiers if each.tier == "host_store")
@@ -108,7 +108,7 @@ def test_the_entry_is_what_any_client_can_use_and_a_caller_is_told(
 
 def test_evict_reaches_it(kiln: Daemon) -> None:
     with kiln.client() as client:
-        client.evict(everything=True)
+        client.evict(all=True)
         written = int(kiln.metric("tier_stores_total", outcome="ok", tier="host_store"))
         one, two = (client.compile(wasm.adder(tag)).header for tag in (1, 2))
         stored(kiln, written + 2)
@@ -122,7 +122,7 @@ def test_evict_reaches_it(kiln: Daemon) -> None:
         again = client.compile(wasm.adder(2)).header
         assert again.origin == COMPILED
         stored(kiln, written + 3)
-        assert client.evict(everything=True).artifacts == 2  # In memory and in the store.
+        assert client.evict(all=True).artifacts == 2  # In memory and in the store.
         assert len(client.find_missing([two.module_sha256])) == 1
 
 

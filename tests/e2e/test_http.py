@@ -472,7 +472,7 @@ def test_a_download_under_way_survives_an_eviction(lean_state_dir: Path) -> None
             forget(daemon, artifact)
             from_file = begun(daemon, artifact)
             assert b"Origin: host_store" in from_file.recv(4096, socket.MSG_PEEK)
-            client.evict(everything=True)
+            client.evict(all=True)
             assert Site(daemon.http).get(path_of(artifact)).status == 404
         for sock in (from_memory, from_file):
             with sock:

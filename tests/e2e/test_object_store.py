@@ -160,13 +160,13 @@ def test_a_daemon_alone_with_it_finds_all_after_a_restart(store: Path) -> None:
         assert len(client.find_missing([wasm.digest(ONE)])) == 1
         for module, first in made.items():
             assert client.compile(wasm.digest(module)).bytes == first.bytes
-        client.evict(everything=True, tier="memory")
+        client.evict(all=True, tier="memory")
         assert client.find_missing([wasm.digest(ONE)]) == []
         assert client.compile(ONE).header.origin == OBJECTS
         # A module alone comes back, too.
         client.load(TWO)
         settled(client)
-        client.evict(everything=True, tier="memory")
+        client.evict(all=True, tier="memory")
         assert client.load(TWO).already_loaded
         assert compiles(daemon) == 0
 
@@ -188,9 +188,9 @@ def test_evict_reaches_it_by_module_by_engine_and_as_a_whole(store: Path) -> Non
         assert client.compile(TWO, engine=wasmtime).header.origin == COMPILED
         settled(client)
         client.pin(wasm.digest(TWO))
-        assert client.evict(everything=True, tier="object_store").pinned == 3
+        assert client.evict(all=True, tier="object_store").pinned == 3
         client.unpin(wasm.digest(TWO))
-        client.evict(everything=True)
+        client.evict(all=True)
         assert not [path for path in store.rglob("*") if path.is_file()]
         with pytest.raises(ModuleNotLoaded):
             client.compile(wasm.digest(TWO))
@@ -215,7 +215,7 @@ def test_a_mode_bounds_what_a_daemon_does(store: Path, mode: str) -> None:
             # What is bad stays, and is neither used nor read again and again.
             bad.write_bytes(value := flipped(bad.read_bytes(), 40))
             for _ in range(3):
-                client.evict(everything=True, tier="memory")
+                client.evict(all=True, tier="memory")
                 assert client.compile(ONE).header.origin == COMPILED
             assert sum(rejected(daemon).values()) == 1
             assert bad.read_bytes() == value
@@ -253,7 +253,7 @@ def test_a_tenant_never_gets_what_another_stored(store: Path) -> None:
             two.client("b").compile(wasm.digest(ONE))
         with pytest.raises(ModuleNotLoaded):
             two.client("ops").compile(wasm.digest(ONE))
-        two.client("ops").evict(everything=True)
+        two.client("ops").evict(all=True)
         assert not objects_of(store, TWO)
         assert two.client("a").compile(wasm.digest(ONE)).header.origin == OBJECTS
 
@@ -279,9 +279,9 @@ def test_what_was_altered_or_swapped_is_a_miss_and_goes(store: Path) -> None:
             assert sum(rejected(daemon).values()) == number, what
             settled(client)
             assert artifact.read_bytes() not in (*bad.values(), b""), what
-            client.evict(everything=True, tier="memory")
+            client.evict(all=True, tier="memory")
             assert client.compile(ONE).header.origin == OBJECTS
-            client.evict(everything=True, tier="memory")
+            client.evict(all=True, tier="memory")
         # What is no file, too.
         artifact.unlink()
         artifact.symlink_to(others[1])
@@ -300,7 +300,7 @@ def test_what_a_stranger_signed_stays_until_its_key_is_revoked(store: Path) -> N
         for _ in range(2):
             assert client.compile(ONE).header.origin == COMPILED
             settled(client)
-            client.evict(everything=True, tier="memory")
+            client.evict(all=True, tier="memory")
         assert rejected(daemon) == {"stranger": 2}
         assert not [path for path in values if path.read_bytes() != values[path]]
     others.run("revoke", ours.public.id)
@@ -309,7 +309,7 @@ def test_what_a_stranger_signed_stays_until_its_key_is_revoked(store: Path) -> N
         assert rejected(daemon) == {"revoked": 2}
         settled(client)
         assert not [path for path in values if path.read_bytes() == values[path]]
-        client.evict(everything=True, tier="memory")
+        client.evict(all=True, tier="memory")
         assert client.compile(ONE).header.origin == OBJECTS
 
 

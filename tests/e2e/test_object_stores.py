@@ -202,7 +202,7 @@ def test_what_is_evicted_is_gone_there_too(site: Site) -> None:
         assert len(site.store.names(f"{two}/{WASMER}")) == 1
         assert len(site.store.names(pinned)) == 3
         assert client.compile(MODULES[1], engine="wasmtime").header.origin == COMPILED
-        client.evict(everything=True)
+        client.evict(all=True)
         eventually(lambda: len(site.store.names()) == 3, "not all that is not pinned is gone")
         assert site.store.names(pinned) == site.store.names()
 
@@ -239,14 +239,14 @@ def test_a_tier_is_only_read_or_only_written_where_that_is_wanted(site: Site) ->
     with site.daemon(REDIS_URL="none", OBJECT_STORE_MODE="read-only") as (_, client):
         assert client.compile(wasm.digest(module)).bytes == made[wasm.digest(module)]
         stored(client, other)
-        client.evict(everything=True)
+        client.evict(all=True)
     assert site.store.values() == values
     bad = {name: flipped(value, -1) for name, value in values.items()}
     site.store.put(bad)
     with site.daemon(REDIS_URL="none", OBJECT_STORE_MODE="read-only") as (daemon, client):
         for _ in range(2):
             assert client.compile(module).header.origin == COMPILED
-            client.evict(everything=True)
+            client.evict(all=True)
         assert rejected(daemon)
     assert site.store.values() == bad
     with site.daemon(REDIS_MODE="read-only") as (_, client):
@@ -309,7 +309,7 @@ def test_daemons_with_other_keys_or_another_age_leave_the_fleet_its_values(site:
         for _ in range(2):
             assert [client.compile(each).header.origin for each in MODULES] == [COMPILED] * 3
             settled(client)
-            client.evict(everything=True, tier="memory")
+            client.evict(all=True, tier="memory")
         # Its own artifacts are nowhere, so it does not say that it has them.
         assert len(client.find_missing(digests)) == len(digests)
         assert rejected(daemon) == {"stranger": len(values)}

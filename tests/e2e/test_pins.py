@@ -107,7 +107,7 @@ def test_a_pinned_module_outlives_floods_a_flush_evictions_and_a_restart(
         with pytest.raises(ModulePinned, match="unpin it first"):
             client.evict(DIGEST)
         assert client.evict(engine="wasmer-1.1.0").pinned == 3
-        assert client.evict(everything=True).pinned == 5
+        assert client.evict(all=True).pinned == 5
         assert everywhere(client)
         assert origin(client) == "MEMORY"
 

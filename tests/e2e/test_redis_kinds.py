@@ -175,7 +175,7 @@ def check_pins(pair: Pair) -> None:
     heard(pair.daemons[1], 1)
     with pytest.raises(ModulePinned):
         two.evict(digest)
-    two.evict(everything=True)
+    two.evict(all=True)
     assert two.compile(digest).header.origin != COMPILED
     assert two.unpin(digest).removed
     heard(pair.daemons[0], 0)
@@ -231,7 +231,7 @@ def test_calls_go_on_while_a_primary_is_replaced_or_all_is_lost(pair: Pair) -> N
         """Ask for each module by its bytes, again and again; return how often."""
         count = 0
         while not ended.is_set() or not count:
-            client.evict(everything=True, tier="memory")
+            client.evict(all=True, tier="memory")
             for module in modules:
                 assert client.compile(module).bytes == known[wasm.digest(module)]
                 count += 1

@@ -328,7 +328,7 @@ def test_a_new_certificate_authority_of_redis_is_taken_over(
             eventually(lambda: client.stats().redis_up, "the new authority is not believed", 30)
             client.compile(wasm.adder(71))
             settled(client)
-            client.evict(everything=True, tier="memory")
+            client.evict(all=True, tier="memory")
             assert client.compile(wasm.adder(71)).header.origin == REDIS
 
 

@@ -48,7 +48,7 @@ class Kiln:
     def check_answers(self, known: bytes, artifact: bytes) -> None:
         """Calls are answered: for a new module, one that Redis has or had, and for memory's."""
         assert self.client.compile(wasm.adder(next(_tags))).header.origin == COMPILED
-        self.client.evict(everything=True, tier="memory")
+        self.client.evict(all=True, tier="memory")
         assert self.client.compile(known).bytes == artifact
         origin = self.client.compile(wasm.digest(known)).header.origin
         assert origin == types_pb2.ORIGIN_MEMORY
@@ -62,7 +62,7 @@ class Kiln:
         )
         assert self.daemon.metric("redis_up") == 1
         module = self.stored()
-        self.client.evict(everything=True, tier="memory")
+        self.client.evict(all=True, tier="memory")
         assert self.client.compile(wasm.digest(module)).header.origin == REDIS
 
     def events(self, begin: int) -> list[str]:
@@ -118,7 +118,7 @@ def test_a_redis_that_takes_no_writes_is_read(kiln: Kiln, kind: Kind) -> None:
         assert re.search(kind.detail, stats.redis_detail), stats.redis_detail
         assert stats.redis_up
         assert kiln.daemon.metric("tier_stores_total", outcome="error", tier="redis") > failed
-        client.evict(everything=True, tier="memory")
+        client.evict(all=True, tier="memory")
         assert client.compile(wasm.digest(known)).header.origin == REDIS
     # With nothing to write it finds out by itself.
     eventually(lambda: not client.stats().redis_detail, "it is not taken back")
@@ -167,7 +167,7 @@ def test_a_daemon_starts_without_redis_says_so_once_and_takes_it_back(
             proxy.set(GOOD)
             eventually(lambda: client.stats().redis_up, "it is not taken")
             settled(client)
-            client.evict(everything=True, tier="memory")
+            client.evict(all=True, tier="memory")
             for module in modules:
                 assert client.compile(wasm.digest(module)).header.origin == REDIS
             assert ready(daemon) == "ready\n"

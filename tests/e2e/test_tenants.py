@@ -135,7 +135,7 @@ def test_an_eviction_reaches_nothing_of_others(fresh_tenants: House, valkey: str
         assert client.compile(module).header.origin == COMPILED
         written_everywhere(client)
     for client in clients:
-        removed = client.evict(everything=True)
+        removed = client.evict(all=True)
         assert (removed.modules, list(removed.unreachable_tiers)) == (2, [])
         others = [each for each in clients if each is not client]
         assert [each.compile(sha256).header.origin for each in others] == [MEMORY, MEMORY]
@@ -160,7 +160,7 @@ def test_the_quarantine_of_one_tenant_refuses_nobody_else(tenants: House) -> Non
     assert a.stats().quarantined_modules == 1
     for other in (b, ops):
         assert not other.quarantined().modules
-        assert other.release(everything=True).released == 0
+        assert other.release(all=True).released == 0
     assert b.stats().quarantined_modules == 0
     # Not refused: compiled, and found to be slow for itself.
     with pytest.raises(CompileTimeout):
@@ -182,7 +182,7 @@ def test_pins_are_those_of_one_tenant(tenants: House) -> None:
             other.pin(digest)
         assert not other.unpin(digest).removed
     b.compile(dear)
-    assert b.evict(everything=True).pinned == 0
+    assert b.evict(all=True).pinned == 0
     assert a.compile(digest).header.origin == MEMORY
     assert [pin.module_sha256 for pin in a.pins().pins] == [digest]
     assert (a.stats().pins, b.stats().pins, ops.stats().pins) == (1, 0, 1)
@@ -343,7 +343,7 @@ def test_the_limit_of_the_host_store_holds_for_what_namespaces_left(
             written_everywhere(client)
         assert used_bytes() <= limit_bytes
         assert left() < before  # They made room, and those that are served did not:
-        ops.evict(everything=True, tier="memory")
+        ops.evict(all=True, tier="memory")
         newest = wasm.digest(wasm.with_data(100_000, 1005))
         assert ops.compile(newest).header.origin == HOST_STORE
     with house(state, tokens=tokens, REDIS_URL="none", HOST_STORE_BYTES="1000"):

@@ -94,7 +94,7 @@ class Site:
 
     def asked(self, module: bytes) -> Artifact:
         """Return what a caller gets of whom memory knows nothing."""
-        self.client.evict(everything=True, tier="memory")
+        self.client.evict(all=True, tier="memory")
         found, good = self.client.compile(module, engine=ENGINE), self.ours[module].artifact
         assert found.bytes == good.bytes
         assert found.header.fingerprint == good.header.fingerprint
@@ -189,7 +189,7 @@ def test_a_module_that_is_not_what_its_name_says_is_not_compiled(site: Site) -> 
     good, name = ours.module, ours.module_name
     foreign = (site.ours[OTHER].module, site.theirs[SMALL].module)
     for changed in (good[:-1], good + b"\0", b"nonsense", *foreign, *flips(good, 12), b""):
-        site.client.evict(everything=True, tier="memory")
+        site.client.evict(all=True, tier="memory")
         site.server.delete(ours.name, name)
         if changed:
             site.server.set(name, changed, ex=1000)
@@ -201,7 +201,7 @@ def test_a_module_that_is_not_what_its_name_says_is_not_compiled(site: Site) -> 
         # The caller sends it again, and all is as before.
         assert site.client.compile(SMALL, engine=ENGINE).bytes == ours.artifact.bytes
         settled(site.client)
-    site.client.evict(everything=True, tier="memory")
+    site.client.evict(all=True, tier="memory")
     site.server.delete(ours.name)
     again = site.client.compile(digest, engine=ENGINE)
     assert (again.header.origin, again.bytes) == (COMPILED, ours.artifact.bytes)

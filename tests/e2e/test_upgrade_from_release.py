@@ -188,7 +188,7 @@ def test_both_versions_share_one_embedded_server(
     made: dict[str, str] = {}
 
     def is_found(client: Client) -> bool:
-        client.evict(everything=True, tier="memory")
+        client.evict(all=True, tier="memory")
         headers = [client.compile(module).header for module in MODULES]
         for header in headers:
             known = made.setdefault(header.module_sha256, header.artifact_sha256)
@@ -278,7 +278,7 @@ def test_both_answer_every_call_right_under_load(
                 seen.add((header.module_sha256, header.artifact_sha256))
             if evicting:
                 client.evict(wasm.digest(modules[number]))
-            client.evict(everything=True, tier="memory")
+            client.evict(all=True, tier="memory")
         return seen
 
     with ThreadPoolExecutor(4) as threads:

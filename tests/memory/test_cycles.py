@@ -271,9 +271,9 @@ def test_all_other_calls(kiln: Watched, caller: Caller) -> None:
     with kiln.client() as client:
         client.stats()
         client.capabilities()
-        client.evict(everything=True)
+        client.evict(all=True)
         client.quarantined()
-        client.release(everything=True)
+        client.release(all=True)
     admin = admin_service_pb2_grpc.AdminServiceStub(caller.channel)
     with pytest.raises(grpc.RpcError):
         admin.Evict(admin_service_pb2.EvictRequest())
@@ -303,7 +303,7 @@ def test_memory_and_the_host_store(states: Path) -> None:
     ):
 
         def forget() -> None:
-            client.evict(everything=True, tier="memory")
+            client.evict(all=True, tier="memory")
 
         with daemon.leaves_nothing(kept=True):
             header_of(caller.compile(large(1)))
@@ -418,5 +418,5 @@ def test_a_redis_that_is_sick(states: Path, tmp_path: Path, how: signal.Signals)
                 time.sleep(0.3)  # Meanwhile it is asked whether it is back.
             assert daemon.metric("redis_dropped_writes_total") > 0
             client.find_missing(["1" * 64])
-            client.evict(everything=True)
+            client.evict(all=True)
             server.process.send_signal(signal.SIGCONT)

@@ -132,7 +132,7 @@ def test_an_eviction_and_a_memory_tier_that_shrinks(tmp_path: Path) -> None:
             fill(daemon)
             assert anonymous_memory_of(daemon.pid) > 200 * MIB
             with daemon.client() as client:
-                client.evict(everything=True)
+                client.evict(all=True)
         with gives_back(daemon):
             fill(daemon)
             assert anonymous_memory_of(daemon.pid) > 200 * MIB

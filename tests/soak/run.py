@@ -190,7 +190,7 @@ async def _audit(stage: Stage) -> None:
     dice = random.Random(0)
     for member in stage.fleet.members:
         with stage.ledger.call("operator", member.life, TIMEOUT_S):
-            await member.life.regulars.evict(everything=True, tier="memory", timeout_s=TIMEOUT_S)
+            await member.life.regulars.evict(all=True, tier="memory", timeout_s=TIMEOUT_S)
         for known in stage.regulars:
             await asyncio.gather(
                 *(

@@ -47,13 +47,6 @@ def usage() -> Iterator[None]:
         raise click.UsageError(str(error)) from error
 
 
-def _bytes(text: str) -> int:
-    from wasmkiln.client import parse_size
-
-    with usage():
-        return parse_size(text)
-
-
 FILE = click.Path(exists=True, dir_okay=False, readable=True)
 MODULE = _Module(exists=True, dir_okay=False, readable=True)
 # By what stands for a value in a usage.
@@ -64,7 +57,6 @@ _TYPES: dict[str, Any] = {
     "FILE|SHA256...": MODULE,
     "NAME=VALUE...": _setting,
     "SECONDS": _seconds,
-    "SIZE": _bytes,
 }
 
 
