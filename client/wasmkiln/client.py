@@ -1026,7 +1026,8 @@ def choose_timeout_s(argument: float | None) -> float:
 
     Raise ValueError unless it is a positive, finite number.
     """
-    return min(_chosen("timeout_s", argument, 60.0, float), float(MAX_TIMEOUT_S))
+    chosen = _chosen("timeout_s", argument, 60.0, float, "a number of seconds")
+    return min(chosen, float(MAX_TIMEOUT_S))
 
 
 def choose_max_artifact_bytes(argument: int | str | None) -> int:
@@ -1034,10 +1035,11 @@ def choose_max_artifact_bytes(argument: int | str | None) -> int:
 
     Both may say 512MiB too. Raise ValueError unless the number is positive.
     """
-    return _chosen("max_artifact_bytes", argument, DEFAULT_MAX_ARTIFACT_BYTES, parse_bytes)
+    name, what = "max_artifact_bytes", "a size, such as 512MiB,"
+    return _chosen(name, argument, DEFAULT_MAX_ARTIFACT_BYTES, parse_bytes, what)
 
 
-def _chosen(name: str, argument: Any, default: T, parse: Callable[[Any], T]) -> T:
+def _chosen(name: str, argument: Any, default: T, parse: Callable[[Any], T], what: str) -> T:
     """Return a number: the argument, else the variable of its name, else the default."""
     value = argument
     if argument is None:
@@ -1047,7 +1049,7 @@ def _chosen(name: str, argument: Any, default: T, parse: Callable[[Any], T]) -> 
     with suppress(ValueError):
         number = parse(value)
     if not 0 < number < float("inf"):
-        raise ValueError(f"{name} has to be a number above 0, not {str(value)[:100]!r}")
+        raise ValueError(f"{name} has to be {what} above 0, not {str(value)[:100]!r}")
     return cast("T", number)
 
 
