@@ -438,9 +438,7 @@ func pauseAfter(err error, count int) (time.Duration, bool) {
 	if isTakenOver {
 		pause *= 10
 	}
-	for pause = min(pause, longestPause); count > 1 && pause < longestPause; count-- {
-		pause = min(2*pause, longestPause)
-	}
+	pause = min(pause<<min(count-1, 10), longestPause)
 	// Callers do not all come at the same moment.
 	pause = pause/2 + time.Duration(mathrand.Int63n(int64(pause/2)+1))
 	mayPass := failure.isTold || isTakenOver || failure.Code == codes.Unavailable ||

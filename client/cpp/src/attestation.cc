@@ -135,15 +135,6 @@ std::string difference(const Struct& statement, const v1::ArtifactHeader& header
   return "";
 }
 
-// Return the text between quotes that follows a name.
-std::string field(const std::string& json, const std::string& name) {
-  std::string start = "\"" + name + "\":\"";
-  std::size_t at = json.find(start);
-  if (at == std::string::npos) return "";
-  at += start.size();
-  return json.substr(at, json.find('"', at) - at);
-}
-
 }  // namespace
 
 std::string sha256_raw(std::string_view bytes) {
@@ -222,15 +213,11 @@ std::vector<std::string> read_keys(const std::string& path) {
 }
 
 void check_attestation(const v1::ArtifactHeader& header, const TrustedKeys& trusted) {
-  const std::string& envelope = header.attestation();
-  const std::string payload = field(envelope, "payload"), id = field(envelope, "keyid");
-  const std::string signature = field(envelope, "sig"), type = kPayloadType;
-  // A daemon writes it byte for byte so: nothing has to parse what nobody has signed.
-  if (envelope != "{\"payload\":\"" + payload + "\",\"payloadType\":\"" + type +
-                      "\",\"signatures\":[{\"keyid\":\"" + id + "\",\"sig\":\"" + signature +
-                      "\"}]}" ||
-      !is_digest(id)) {
-    refuse("ATTESTATION_INVALID", "the artifact has no attestation as wasmkiln writes it",
+  Struct envelope;
+  bool is_json = JsonStringToMessage(header.attestation(), &envelope).ok();
+  const std::string id = at(envelope, "signatures.keyid").string_value(), type = kPayloadType;
+  if (!is_json || !is_digest(id)) {
+    refuse("ATTESTATION_INVALID", "the artifact has no attestation that can be read",
            {{"cause", "unsigned"}});
   }
   auto key = trusted.find(id);
@@ -238,11 +225,12 @@ void check_attestation(const v1::ArtifactHeader& header, const TrustedKeys& trus
     refuse("ATTESTATION_INVALID", "the attestation is signed by a key that is not trusted: " + id,
            {{"cause", "stranger"}, {"key_id", id}});
   }
-  std::string body = from_base64(payload), problem;
+  const std::string signature = from_base64(at(envelope, "signatures.sig").string_value());
+  std::string body = from_base64(at(envelope, "payload").string_value()), problem;
   std::string message = "DSSEv1 " + std::to_string(type.size()) + " " + type + " " +
                         std::to_string(body.size()) + " " + body;
   Struct statement;
-  if (!is_signed(key->second, message, from_base64(signature))) {
+  if (!is_signed(key->second, message, signature)) {
     problem = "signature is not by the key that it names";
   } else if (!JsonStringToMessage(body, &statement).ok()) {
     problem = "statement is not about an artifact";

@@ -29,6 +29,8 @@ constexpr std::chrono::milliseconds kFirstPause{100}, kLongestPause{2000};
 // More than any caller waits, and far from where clocks overflow.
 constexpr std::chrono::milliseconds kLongest = std::chrono::hours(24 * 365);
 
+thread_local std::mt19937_64 random_bits{std::random_device{}()};
+
 bool is_local(const std::string& address) {
   static const std::regex local(
       "unix(-abstract)?:.*|(dns:(///)?|ipv4:|ipv6:)?"
@@ -207,9 +209,8 @@ struct Shared {
       : how(options), module(std::move(sha256)) {
     auto timeout = how.timeout.value_or(otherwise);
     end = Clock::now() + std::clamp(timeout, std::chrono::milliseconds(0), kLongest);
-    thread_local std::mt19937_64 random{std::random_device{}()};
     char id[17];
-    std::snprintf(id, sizeof id, "%016llx", static_cast<unsigned long long>(random()));
+    std::snprintf(id, sizeof id, "%016llx", static_cast<unsigned long long>(random_bits()));
     request_id = id;
   }
 
@@ -253,10 +254,9 @@ struct Shared {
     // Its caller leaves the upload to the call that took it over.
     bool is_other = details.reason == "UPLOAD_INTERRUPTED";
     if (is_lasting || is_other || !(is_cut || details.retry_after)) throw;
-    thread_local std::mt19937_64 random{std::random_device{}()};
     auto longest = std::min(kLongestPause, kFirstPause * (1 << std::min(tries++, 10)));
     std::chrono::duration<double> backoff(longest);
-    backoff *= std::uniform_real_distribution<>(0.5, 1)(random);
+    backoff *= std::uniform_real_distribution<>(0.5, 1)(random_bits);
     auto pause = std::chrono::duration_cast<std::chrono::milliseconds>(backoff) +
                  std::min(details.retry_after.value_or(std::chrono::milliseconds(0)), kLongest);
     if (Clock::now() + pause > end) throw;

@@ -50,10 +50,9 @@ public final class WasmkilnClient implements AutoCloseable {
           Map.entry("wasm_component_model_canonical_names", "false"),
           Map.entry("wasm_component_model_more_async_builtins", "false"));
 
-  // The setting that makes an artifact one of the engine's fast compiler.
-  private static final Map<String, Map.Entry<String, String>> FAST =
-      Map.of(
-          "wasmtime", Map.entry("strategy", "winch"), "wasmer", Map.entry("compiler", "singlepass"));
+  // What chooses an engine's fast compiler.
+  private static final Set<Map.Entry<String, String>> FAST =
+      Map.of("strategy", "winch", "compiler", "singlepass").entrySet();
 
   private final ManagedChannel channel;
   private final ClientBuilder options;
@@ -448,10 +447,9 @@ public final class WasmkilnClient implements AutoCloseable {
     String id = name + "-" + header.getEngine().getVersion();
     var asked = request.getSettingsMap().entrySet();
     var changed = new HashSet<>(header.getChangedSettingsMap().entrySet());
-    var fast = FAST.get(name);
-    boolean isFast = changed.contains(fast);
-    if (isFast && request.getAcceptFast()) {
-      changed.remove(fast);
+    boolean isFast = !Collections.disjoint(changed, FAST);
+    if (request.getAcceptFast()) {
+      changed.removeAll(FAST);
     }
     Map<String, String> stated = new HashMap<>(UNSTATED);
     stated.putAll(header.getSettingsMap());
