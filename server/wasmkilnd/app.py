@@ -161,7 +161,7 @@ class Daemon:
 
         # The tiers, and what serves each namespace.
         namespaces = access.policy.namespaces
-        if why := why_not(now, namespaces):
+        if why := why_not(namespaces):
             raise preflight.CannotStart(why)
         embedded = EmbeddedServer(now.state_dir, now.embedded_redis_bytes)
         url, access_of_redis = now.redis_url.get_secret_value(), options.redis_access(now)

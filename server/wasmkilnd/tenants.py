@@ -4,7 +4,7 @@ Isolation is by construction. Each namespace has an object graph of its own (``O
 object of one graph holds a reference to one of another. Whoever knows a digest or a fingerprint of
 another tenant gets nothing by it. The graphs share what holds no tenant's data (``Tenants``): the
 engines' workers and their queue, the admission of bytes under way, the connection to Redis, and the
-memory and disk that are divided among them (``shares``).
+memory and disk, of which each has an equal part.
 
 **Where things are.** The default namespace ("") has the names and paths of a daemon without
 namespaces. The keys of another begin with ``<redis_prefix>ns:<namespace>:``; its host store is
@@ -33,7 +33,6 @@ from typing import Any
 import structlog
 
 from wasmkilnd import errors, model, quarantine, usage
-from wasmkilnd.access.policy import NamespaceLimits
 from wasmkilnd.cache import host_store, memory, object_store, redis_store
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.compile import Compiler, Tenant
@@ -58,42 +57,12 @@ _FLUSH_S = 5.0
 log = structlog.get_logger("wasmkilnd.tenants")
 
 
-def shares(
-    memory_bytes: int, host_store_bytes: int, namespaces: Mapping[str, NamespaceLimits]
-) -> dict[str, tuple[int, int]]:
-    """Divide memory and host store among ``namespaces`` and the default one; see ``why_not``.
-
-    Return the bytes of both that each has. Those that name a number get it, and the others equal
-    parts of what is left.
-    """
-    named = {model.DEFAULT_NAMESPACE: NamespaceLimits(), **namespaces}
-    memory = _divided(memory_bytes, [each.memory_bytes for each in named.values()])
-    store = _divided(host_store_bytes, [each.host_store_bytes for each in named.values()])
-    return dict(zip(named, zip(memory, store, strict=True), strict=True))
-
-
-def _divided(total: int, wanted: Sequence[int | None]) -> list[int]:
-    left = max(0, total - sum(filter(None, wanted)))
-    # A tier without any room keeps nothing. At one byte it is still there, and says so.
-    part = min(total, max(1, left // max(1, wanted.count(None))))
-    return [part if size is None else min(size, total) for size in wanted]
-
-
-def why_not(settings: Settings, namespaces: Mapping[str, NamespaceLimits]) -> str:
-    """Return why a daemon cannot serve ``namespaces``, of policy and tokens; empty if it can.
-
-    A host store that is off has nothing to divide, and is not looked at.
-    """
-    why, count = "", len(namespaces)
-    if count > MAX_NAMESPACES:
-        why = f"there are {count} namespaces, and one daemon serves {MAX_NAMESPACES}"
-    there = settings.memory_bytes, settings.effective_host_store_bytes
-    for setting, there_bytes in zip(("memory_bytes", "host_store_bytes"), there, strict=True):
-        asked = sum(getattr(each, setting) or 0 for each in namespaces.values())
-        if not why and there_bytes and asked >= there_bytes:
-            why = f"the namespaces have {asked} {setting} together, and the daemon {there_bytes}"
-            why += f" for all: raise the setting {setting}, or give them less"
-    return why and f"cannot serve the namespaces of policy and tokens: {why}"
+def why_not(namespaces: Collection[str]) -> str:
+    """Return why a daemon cannot serve ``namespaces``, of policy and tokens; empty if it can."""
+    if (count := len(namespaces)) <= MAX_NAMESPACES:
+        return ""
+    why = f"there are {count} namespaces, and one daemon serves {MAX_NAMESPACES}"
+    return f"cannot serve the namespaces of policy and tokens: {why}"
 
 
 class OpenTenant:
@@ -249,7 +218,7 @@ class Tenants:
     bucket: object_store.Bucket | None
     host: host_store.HostDirectory
     engines: EngineRegistry
-    namespaces: InitVar[Mapping[str, NamespaceLimits]]
+    namespaces: InitVar[Collection[str]]
     served_engines: Callable[[], Mapping[str, Any]]
     in_progress: FairShare
     slots: asyncio.Semaphore
@@ -261,7 +230,7 @@ class Tenants:
     # Those that are served no more, and whose calls have not ended.
     _closing: set[OpenTenant] = field(default_factory=set)
 
-    def __post_init__(self, namespaces: Mapping[str, NamespaceLimits]) -> None:
+    def __post_init__(self, namespaces: Collection[str]) -> None:
         """Open the namespaces."""
         self.serve(namespaces, self.settings.current)
         gauges = self.metrics.gauges
@@ -298,17 +267,19 @@ class Tenants:
             raise errors.credentials_invalid("unknown", gone)
         return self.opened[namespace].tenant
 
-    def serve(self, namespaces: Mapping[str, NamespaceLimits], settings: Settings) -> None:
+    def serve(self, namespaces: Collection[str], settings: Settings) -> None:
         """Serve ``namespaces`` and the default one from now on, and no others.
 
-        They divide the memory and the host store that ``settings`` give.
+        Each has an equal part of the memory and the host store that ``settings`` give.
         """
         for namespace in self.opened.keys() - {model.DEFAULT_NAMESPACE, *namespaces}:
             self._background.begin(self._retire(self.opened.pop(namespace)))
             log.info("namespace closed", namespace=namespace)
         if host_bytes := settings.effective_host_store_bytes:
             self.host.limit_bytes = host_bytes
-        for namespace, share in shares(settings.memory_bytes, host_bytes, namespaces).items():
+        count = 1 + len(namespaces)
+        share = settings.memory_bytes // count, host_bytes // count
+        for namespace in (model.DEFAULT_NAMESPACE, *sorted(namespaces)):
             if opened := self.opened.get(namespace):
                 opened.resize(*share)
                 continue

@@ -73,7 +73,7 @@ UNUSABLE: dict[str, tuple[str, dict[str, str], str]] = {
         "cannot use {tmp}/open.json: other users may read it; `chmod o= {tmp}/open.json`",
     ),
     "namespaces": (
-        "--policy-file {tmp}/greedy.toml",
+        "--policy-file {tmp}/crowded.toml",
         {},
         "cannot serve the namespaces of policy and tokens: ",
     ),
@@ -90,7 +90,8 @@ UNUSABLE: dict[str, tuple[str, dict[str, str], str]] = {
 def test_both_say_the_same_before_any_engine_starts(
     state: Path, tmp_path: Path, flags: str, environ: dict[str, str], says: str
 ) -> None:
-    (tmp_path / "greedy.toml").write_text('[namespace.a]\nmemory_bytes = "1000GiB"\n')
+    rules = [f'[[rule]]\nidentity = "token:a{at}"\nnamespace = "n{at}"\n' for at in range(257)]
+    (tmp_path / "crowded.toml").write_text("".join(rules))
     (tmp_path / "open.json").write_text('{"version": 1, "tokens": []}')
     (tmp_path / "open.json").chmod(0o644)
     (tmp_path / "open").mkdir()

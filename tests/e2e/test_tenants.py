@@ -254,18 +254,16 @@ def test_namespaces_come_and_go_while_the_daemon_runs(tmp_path: Path, valkey: st
             assert c.compile(wasm.digest(module)).header.origin == HOST_STORE
 
 
-def test_namespaces_that_have_more_than_there_is_are_refused(
-    tmp_path: Path, engines: object
-) -> None:
+def test_more_namespaces_than_a_daemon_serves_are_refused(tmp_path: Path, engines: object) -> None:
     policy = tmp_path / "state-policy.toml"
-    greedy = '[namespace.team-a]\nmemory_bytes = "1000GiB"\n'
-    with house(tmp_path / "state", policy="[namespace.team-a]\n") as tenants:
+    rules = [f'[[rule]]\nidentity = "token:{at}"\nnamespace = "n{at}"\n' for at in range(257)]
+    with house(tmp_path / "state", policy="[quota.q]\n") as tenants:
         a = tenants.client("a")
         assert a.compile(wasm.adder(30)).header.origin == COMPILED
-        policy.write_text(greedy)
+        policy.write_text("".join(rules))
         tenants.daemon.process.send_signal(signal.SIGHUP)
         line = tenants.daemon.wait_for_log("cannot reload: what cannot be used stays as it was")
-        assert "raise the setting memory_bytes" in line
+        assert "one daemon serves 256" in line
         assert a.compile(wasm.adder(30)).header.origin == MEMORY
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from wasmkilnd import errors, model
 from wasmkilnd.access.jwt import Issuer, fetch_keys, read_issuer, refused
-from wasmkilnd.access.policy import ANONYMOUS, NamespaceLimits, Policy, default_policy, read_policy
+from wasmkilnd.access.policy import ANONYMOUS, Policy, default_policy, read_policy
 from wasmkilnd.access.tls import Certificates, certificate_name
 from wasmkilnd.access.tokens import PREFIX, Tokens, read_tokens
 from wasmkilnd.files.operator_files import CannotUse, defect_in
@@ -107,15 +107,12 @@ class Access:
     issuer: Issuer | None = None
 
     def __str__(self) -> str:
-        """Return the policy, a line for each rule: comments, so that `config` stays TOML."""
+        """Return how many rules and tokens there are: a comment, so that `config` stays TOML."""
         if not self.on:
             return "# access: everybody may do everything: there is no source of identities"
-        lines = ["# access: every caller needs an identity; the first rule that matches it counts"]
-        for number, rule in enumerate(self.policy.rules, 1):
-            lines.append(f"#   {number}. {rule.model_dump_json(exclude_defaults=True)}")
-        if self.tokens:
-            lines.append(f"# tokens: {len(self.tokens.all):,}, with their own roles besides")
-        return "\n".join(lines)
+        tokens = len(self.tokens.all) if self.tokens else 0
+        counts = f"{len(self.policy.rules):,} rules, {tokens:,} tokens"
+        return f"# access: every caller needs an identity: {counts}"
 
 
 def _policy(settings: Settings) -> Policy:
@@ -148,8 +145,8 @@ def read_access(settings: Settings, before: Access | None = None) -> tuple[Acces
             found[what] = getattr(before, what)
     policy, tokens = found["policy"], found["tokens"]
     known = tokens.all if tokens else ()
-    named = {token.namespace: NamespaceLimits() for token in known if token.namespace}
-    policy = replace(policy, namespaces={**named, **policy.namespaces})
+    named = {token.namespace for token in known if token.namespace}
+    policy = replace(policy, namespaces=policy.namespaces | named)
     if before and policy == before.policy:
         policy = before.policy  # What identities have used is shown while it is the same object.
     sources = (settings.policy_file, settings.tls_client_ca_file, settings.tokens_file)

@@ -32,8 +32,9 @@ Claims: TypeAlias = Mapping[str, object]
 _NO_CLAIMS: Claims = MappingProxyType({})
 _NOBODY = model.Identity("", frozenset())
 _KINDS = ("token:", "spiffe://", "dns:", "jwt:", "unix:")
-# Quotas of earlier releases, and what to do about them.
+# Tables and quotas of earlier releases, and what to do about them.
 _GONE = {
+    "namespace": "leave it out: namespaces have equal parts of memory and host store",
     "calls": "write calls_per_minute instead",
     "bytes_in_flight": "leave it out: each caller has its share of receive_bytes",
     "queue_share": "leave it out: callers take turns in the queue",
@@ -107,13 +108,6 @@ class Rule(_Table):
         )
 
 
-class NamespaceLimits(_Table):
-    """How much of the caches on this machine a namespace has; None for an equal part."""
-
-    memory_bytes: Size | None = None
-    host_store_bytes: Size | None = None
-
-
 class _QuotaTable(_Table):
     calls_per_minute: _Number | None = None
     compiles_per_minute: _Number | None = None
@@ -143,7 +137,6 @@ class _File(_Table):
     open_health: Annotated[bool, Field(strict=True)] = False
     jwt: Jwt | None = None
     rule: Annotated[tuple[Rule, ...], Field(max_length=10_000)] = ()
-    namespace: dict[_Namespace, NamespaceLimits] = {}
     quota: Annotated[dict[_QuotaName, _QuotaTable], Field(max_length=1000)] = {}
 
 
@@ -151,14 +144,13 @@ class _File(_Table):
 class Policy:
     """Who may do what. The first rule that matches an identity counts, and no other.
 
-    - ``namespaces``: every namespace that the policy or a token names, beside the default one, by
-      name.
+    - ``namespaces``: every one that the policy or a token names, beside the default one.
     - ``quotas``: by name.
     - ``open_health``: whether health needs no identity.
     """
 
     rules: Sequence[Rule] = ()
-    namespaces: Mapping[str, NamespaceLimits] = field(default_factory=dict)
+    namespaces: frozenset[str] = frozenset()
     quotas: Mapping[str, Limits] = field(default_factory=dict)
     open_health: bool = False
     jwt: Jwt | None = None
@@ -207,9 +199,9 @@ def read_policy(path: Path) -> Policy:
     if problems:
         said = [f"cannot use policy {path}: {why}" for why in problems[:20]]
         raise CannotUse("\n".join(said)) from None
-    namespaces = {rule.namespace: NamespaceLimits() for rule in found.rule if rule.namespace}
+    namespaces = frozenset(rule.namespace for rule in found.rule if rule.namespace)
     quotas = {name: table.model_dump(exclude_none=True) for name, table in found.quota.items()}
-    return Policy(found.rule, namespaces | found.namespace, quotas, found.open_health, found.jwt)
+    return Policy(found.rule, namespaces, quotas, found.open_health, found.jwt)
 
 
 def _fits(pattern: str, name: str) -> bool:
@@ -242,12 +234,11 @@ def _disagreements(found: _File) -> Iterator[str]:
         if rule.quota and rule.quota not in found.quota:
             known = f"; there is {', '.join(sorted(found.quota)[:20])}" if found.quota else ""
             yield f"rule {number}: there is no [quota.{rule.quota}]{known}"
-    if "" in found.namespace:
-        yield "namespace: the default namespace has the sizes of the settings"
 
 
 def _why(detail: ErrorDetails) -> str:
-    is_unknown_quota = detail["type"] == "extra_forbidden" and detail["loc"][0] == "quota"
-    if is_unknown_quota and (gone := _GONE.get(str(detail["loc"][-1]))):
-        return f"there is no such quota any more: {gone}"
+    what = detail["loc"][0]
+    is_unknown = detail["type"] == "extra_forbidden" and what in ("quota", "namespace")
+    if is_unknown and (gone := _GONE.get(str(detail["loc"][-1]))):
+        return f"there is no such {'quota' if what == 'quota' else 'table'} any more: {gone}"
     return in_words(detail)

@@ -38,7 +38,7 @@ def check(settings: Settings) -> guard.Access:
     if settings.tls_cert_file:
         tls.load(settings)
     access, _ = guard.read_access(settings)
-    if why := tenants.why_not(settings, access.policy.namespaces):
+    if why := tenants.why_not(access.policy.namespaces):
         raise preflight.CannotStart(why)
     keys.read_keys(settings).refuse_revoked()
     if why := engines.refusal(settings):

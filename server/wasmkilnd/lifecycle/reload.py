@@ -204,7 +204,7 @@ def prepare_access(
     Too many namespaces keep no policy from being in force: those that are served stay.
     """
     after, causes = read_access(new, guard.access)
-    why = why_not(new, after.policy.namespaces)
+    why = why_not(after.policy.namespaces)
 
     def apply() -> None:
         before = guard.access

@@ -101,21 +101,10 @@ def test_without_a_file_certificates_compile_and_sockets_do_all() -> None:
     assert policy.identity("jwt:a").roles == policy.identity("anonymous").roles == frozenset()
 
 
-def test_config_has_a_line_for_each_rule() -> None:
-    jwt = Rule(
-        identity=("jwt:*",),
-        claims={"groups": "a\nb"},
-        roles=(Role.READ,),
-        namespace="team",
-        quota="small",
-    )
-    rules = (jwt, Rule(identity=("anonymous",)))
+def test_config_says_how_many_rules_and_tokens_there_are() -> None:
+    rules = (Rule(identity=("jwt:*",), roles=(Role.READ,)), Rule(identity=("anonymous",)))
     text = str(Access(Policy(rules), on=True))
-    assert text.splitlines()[1:] == [
-        '#   1. {"identity":["jwt:*"],"claims":{"groups":"a\\nb"},"roles":["read"],'
-        '"namespace":"team","quota":"small"}',
-        '#   2. {"identity":["anonymous"]}',
-    ]
+    assert text == "# access: every caller needs an identity: 2 rules, 0 tokens"
 
 
 def test_config_is_toml_and_says_who_is_let_in(tmp_path: Path) -> None:
@@ -126,5 +115,4 @@ def test_config_is_toml_and_says_who_is_let_in(tmp_path: Path) -> None:
     assert run(command, ["token", "add", "ci", "--role", "compile", *state]).exit_code == 0
     text = run(command, free).output
     assert tomllib.loads(text)["state_dir"] == str(tmp_path / "state")
-    assert "# access: every caller needs an identity" in text
-    assert "# tokens: 1, with their own roles besides" in text
+    assert "# access: every caller needs an identity: 2 rules, 1 tokens" in text

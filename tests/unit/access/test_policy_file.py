@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from wasmkilnd.access.policy import NamespaceLimits, read_policy
+from wasmkilnd.access.policy import read_policy
 from wasmkilnd.files.operator_files import CannotUse
 from wasmkilnd.model import Role
 
@@ -21,10 +21,6 @@ quota = "small"
 [[rule]]
 claims = { groups = "wasm", level = 3, staff = true }
 namespace = "team-b"
-
-[namespace.team-a]
-memory_bytes = "64MiB"
-host_store_bytes = "1GiB"
 
 [quota.small]
 calls_per_minute = 20
@@ -53,10 +49,7 @@ def test_everything_that_a_file_can_say(tmp_path: Path) -> None:
     assert found.identity("jwt:me", claims).namespace == "team-b"
     assert found.identity("jwt:me", {**claims, "level": 4}).namespace == ""
     assert found.identity("token:other").roles == frozenset()
-    assert found.namespaces == {
-        "team-a": NamespaceLimits(memory_bytes=64 * 2**20, host_store_bytes=2**30),
-        "team-b": NamespaceLimits(),
-    }
+    assert found.namespaces == {"team-a", "team-b"}
     assert found.quotas == {
         "small": {
             "calls_per_minute": 20,
@@ -134,8 +127,7 @@ TOKEN = '[[rule]]\nidentity = "token:a"\n'
         (jwt_table("https://u:hunter2@h/k"), "jwt keys: write the path of a file"),
         (jwt_table("~nobodyhere/k"), "jwt keys: '~nobodyhere/k' names the home of an unknown user"),
         ("open_health = 1", "open_health: it should be a valid boolean"),
-        ("[namespace.A]", "namespace A: it should match pattern"),
-        ("[namespace.'']", "namespace: the default namespace has the sizes of the settings"),
+        ("[namespace.a]", "namespace: there is no such table any more: leave it out: "),
         ("a=" + "[" * 5000 + "]" * 5000, "not valid TOML"),
         (f"a={'9' * 5000}", "not valid TOML: a number does not fit into 64 bits"),
         (
