@@ -432,7 +432,7 @@ async def run(loaded: LoadedSettings, read: Callable[[], LoadedSettings]) -> Non
 async def _live(loaded: LoadedSettings, read: Callable[[], LoadedSettings]) -> None:
     shutdown, hung_up = Shutdown(), asyncio.Event()
     daemon = Daemon(loaded, shutdown)
-    service = Service(loaded.settings.state_dir, daemon.version, daemon.status, daemon.look)
+    service = Service(loaded.settings.state_dir, daemon.status, daemon.look)
     stops = 0
 
     def stop(name: str) -> None:

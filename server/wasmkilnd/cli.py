@@ -108,7 +108,7 @@ def show_config(
     """
     from wasmkilnd import settings_loader as show
     from wasmkilnd.commands.shared import ready
-    from wasmkilnd.lifecycle.check_config import check, with_policy
+    from wasmkilnd.lifecycle.check_config import check
 
     if reference:
         click.echo(show.reference(), nl=False)
@@ -119,7 +119,7 @@ def show_config(
     except Exception as failure:
         if not is_foreseen(failure):
             raise
-        raise ConfigError(with_policy(failure)) from None
+        raise ConfigError(str(failure)) from None
     if as_json:
         click.echo(show.as_json(loaded))
     else:

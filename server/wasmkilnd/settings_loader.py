@@ -75,12 +75,8 @@ _UPSTASH_TOKENS = ("UPSTASH_REDIS_TOKEN", "UPSTASH_REDIS_REST_TOKEN")
 
 
 class ConfigError(Exception):
-    """The daemon cannot use the configuration. One line for each problem; never a secret.
+    """The daemon cannot use the configuration. One line for each problem; never a secret."""
 
-    ``settings`` is what is left of it without unknown names, if that can be used.
-    """
-
-    settings: Settings | None = None
     exit_code = 2
 
 
@@ -137,10 +133,8 @@ def load(
         wrong = by_place(error, steps=1, why=functools.partial(_why, values))
     problems += [f"{field} ({origins[field]}): {why}" for field, why in wrong.items()]
     if problems or settings is None:
-        failure = ConfigError("\n".join(problems))
-        failure.settings = settings
         # From None: the cause holds every value, secrets included.
-        raise failure from None
+        raise ConfigError("\n".join(problems)) from None
     return LoadedSettings(settings, origins)
 
 

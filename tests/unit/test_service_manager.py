@@ -142,7 +142,7 @@ async def test_the_watchdog_hears_nothing_once_jobs_are_stuck(
         looked.set()
         return False
 
-    service = Service(tmp_path, "1.2.3", lambda: "ready", look)
+    service = Service(tmp_path, lambda: "ready", look)
     await service.begin()
     await asyncio.wait_for(looked.wait(), 30)
     assert told.count("WATCHDOG=1") == 3
@@ -153,7 +153,7 @@ async def test_a_defect_in_a_reload_is_told_and_ends_nothing(tmp_path: Path) -> 
     async def broken() -> ReloadResult:
         raise ZeroDivisionError
 
-    service = Service(tmp_path, "1.2.3", lambda: "ready", lambda: True)
+    service = Service(tmp_path, lambda: "ready", lambda: True)
     await service.begin()
     await service.reload(broken)
     [found] = running(tmp_path)

@@ -13,9 +13,9 @@ import socket
 from pathlib import Path
 
 from wasmkilnd import options, tenants
-from wasmkilnd.access import guard, policy, tls
+from wasmkilnd.access import guard, tls
 from wasmkilnd.cache.object_store import prefix_of
-from wasmkilnd.files import operator_files, ownership
+from wasmkilnd.files import ownership
 from wasmkilnd.lifecycle import engines, preflight, running
 from wasmkilnd.network import IN_USE, cannot_listen
 from wasmkilnd.redis.servers import check_files
@@ -53,17 +53,6 @@ def check(settings: Settings) -> guard.Access:
         for setting, address in settings.addresses:
             _check_address(setting, address)
     return access
-
-
-def with_policy(failure: Exception) -> str:
-    """Return what is wrong with settings, and with the policy: so an upgrade takes one look."""
-    problems, settings = [str(failure)], getattr(failure, "settings", None)
-    if settings and settings.policy_file:
-        try:
-            policy.read_policy(Path(settings.policy_file))
-        except operator_files.CannotUse as refusal:
-            problems.append(str(refusal))
-    return "\n".join(problems)
 
 
 def _check_audit(settings: Settings) -> None:

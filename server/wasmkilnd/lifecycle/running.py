@@ -40,7 +40,6 @@ class RunningDaemon:
 
     pid: int
     began: int
-    version: str = ""
     reloads_begun: int = 0
     reloads_ended: int = 0
     refused: str = ""

@@ -65,14 +65,14 @@ class Service:
     """Tells what the daemon does, and how its reloads end. For one event loop."""
 
     def __init__(
-        self, state_dir: Path, version: str, status: Callable[[], str], look: Callable[[], bool]
+        self, state_dir: Path, status: Callable[[], str], look: Callable[[], bool]
     ) -> None:
         """``status`` returns a sentence for people.
 
         ``look`` is called again and again, and returns whether the daemon gets on.
         """
         self._state_dir, self._status, self._look = state_dir, status, look
-        self._me = running.RunningDaemon(os.getpid(), running.began(os.getpid()), version)
+        self._me = running.RunningDaemon(os.getpid(), running.began(os.getpid()))
         self._keeping: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
