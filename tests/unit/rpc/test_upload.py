@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 import os
 import threading
@@ -84,23 +83,6 @@ def rig(tmp_path: Path) -> Rig:
     return Rig(tmp_path)
 
 
-@pytest.mark.parametrize("size_bytes", [0, 1, MIB, MIB + 1, 8 * MIB, 8 * MIB + 1])
-async def test_what_comes_whole_is_handed_on(rig: Rig, size_bytes: int) -> None:
-    content = LARGE[:size_bytes]
-    module = await rig.take(pieces(content))
-    assert (len(module), module[:]) == (size_bytes, content)
-    assert rig.uploads.counts.total == rig.uploads.sizes.total == 0
-
-
-async def test_a_spooled_module_knows_its_digest_and_reads_pieces(rig: Rig) -> None:
-    module = await rig.take(pieces())
-    assert module.sha256 == DIGEST
-    assert module[:8] == LARGE[:8]
-    assert module[-5:] == LARGE[-5:]
-    assert module[len(LARGE) :] == b""
-    assert await module.read(5, 10) == LARGE[5:15]
-
-
 async def test_it_is_kept_ten_minutes_after_the_last_call(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,29 +140,6 @@ async def test_who_takes_over_waits_for_what_is_being_written(
     assert module.sha256 == DIGEST
 
 
-async def test_a_full_disk_refuses_and_gets_its_room_back(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pwrite, left = os.pwrite, [2 * MIB + 100]
-
-    def limited(file: int, data: Any, at: int) -> int:
-        if not left[0]:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        some = data[: left[0]]
-        left[0] -= len(some)
-        return pwrite(file, some, at)
-
-    monkeypatch.setattr(os, "pwrite", limited)
-    failed = await refused(rig.take(pieces()))
-    assert (failed.reason, failed.metadata["limit"]) == (Reason.COMPILE_QUEUE_FULL, "uploads")
-    assert failed.retry_after_s
-    assert "No space left" in failed.message
-    assert rig.held() == rig.uploads.sizes.total == 0
-    monkeypatch.undo()
-    module = await rig.take(pieces())
-    assert (module.sha256, module[:]) == (DIGEST, LARGE)
-
-
 async def test_a_disk_that_hangs_fails_the_call_in_time_and_keeps_the_upload(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,40 +168,6 @@ async def test_a_folder_that_cannot_be_made_refuses(tmp_path: Path) -> None:
     (tmp_path / "uploads").write_text("")
     failed = await refused(Rig(tmp_path).take(pieces()))
     assert (failed.reason, failed.metadata["limit"]) == (Reason.COMPILE_QUEUE_FULL, "uploads")
-
-
-async def test_another_size_begins_anew(rig: Rig) -> None:
-    await refused(rig.take(iter([first(data=LARGE[:MIB])])))
-    other = pb.UploadRequest(sha256=DIGEST, size_bytes=MIB, data=b"x")
-    failed = await refused(rig.take(iter([other])))
-    assert failed.metadata["held_bytes"] == "1"
-    assert rig.uploads.sizes.total == MIB
-
-
-async def test_another_size_does_not_pass_the_limit(tmp_path: Path) -> None:
-    """What was thrown away counts for as long as a call works on its file."""
-    rig, content, go_on = Rig(tmp_path, limit_bytes=3 * MIB), LARGE[:MIB], asyncio.Event()
-
-    async def load(caller: str) -> None:
-        messages = pieces(content)
-
-        async def read() -> pb.UploadRequest | None:
-            return next(messages, None)
-
-        async with rig.uploads.take(read, rig.call(caller), lambda *_: None):
-            await go_on.wait()
-
-    loading = asyncio.create_task(load("a"))
-    await until(lambda: rig.held(content) == MIB)
-    digest = hashlib.sha256(content).hexdigest()
-    other = pb.UploadRequest(sha256=digest, size_bytes=MIB - 1, data=b"x")
-    assert (await refused(rig.take(iter([other]), rig.call("b")))).metadata["held_bytes"] == "1"
-    assert (rig.uploads.counts.total, rig.uploads.sizes.total) == (2, 2 * MIB - 1)
-    other.size_bytes = 2 * MIB
-    assert (await refused(rig.take(iter([other]), rig.call("c")))).metadata["limit"] == "uploads"
-    go_on.set()
-    await loading
-    assert rig.uploads.counts.total == rig.uploads.sizes.total == 0
 
 
 async def test_what_is_left_gives_way_the_callers_own_first_and_the_oldest(tmp_path: Path) -> None:
