@@ -275,19 +275,21 @@ def test_the_log_and_the_grace(engines: Installed, tmp_path: Path) -> None:
     one = with_settings(tmp_path, log_format="json")
     with one.daemon as daemon, daemon.client(max_attempts=1) as client:
 
-        def reload(answer: str, **settings: object) -> int:
-            """Return how many lines the log has after the answer."""
+        def reload(**settings: object) -> None:
+            """Return once all is in force: a change is told before it counts."""
+            about = {"what": "settings", "outcome": "ok"}
+            before = daemon.metric("reloads_total", **about)
             one.write(**settings)
-            seen = len(daemon.log_lines)
             daemon.process.send_signal(signal.SIGHUP)
-            eventually(lambda: answer in "".join(daemon.log_lines[seen:]), "not heard")
-            return len(daemon.log_lines)
+            eventually(lambda: daemon.metric("reloads_total", **about) > before, "not heard")
 
-        seen = reload("reloaded", log_level="debug", log_format="text")
+        reload(log_level="debug", log_format="text")
+        daemon.wait_for_log("reloaded")
+        seen = len(daemon.log_lines)
         header = client.compile(wasm.adder(1)).header
         daemon.wait_for_log(header.module_sha256)
         assert not [line for line in daemon.log_lines[seen:] if line.startswith("{")]
-        reload("setting changed", log_level="error", shutdown_grace_s=0)
+        reload(log_level="error", shutdown_grace_s=0)
         # Neither the call nor its compilation is logged any more.
         header = client.compile(wasm.adder(2)).header
         assert client.drain().grace.ToNanoseconds() == 0
