@@ -438,7 +438,7 @@ def test_whoever_compiles_here_is_warned(
         host.daemon.hang.clear()
     else:
         host.daemon.refuse(Refusal(grpc.StatusCode.UNAVAILABLE, reason, "going away"))
-    client = host.asking(timeout_s=4)
+    client = host.asking(timeout_s=10)
     with caplog.at_level(logging.WARNING, "wasmkiln"):
         assert add(client.module(ADDER, fallback="compile")) == 42
     [record] = caplog.records
