@@ -129,16 +129,6 @@ HOSTS = {
     "winch, told how hard to optimise": Host(
         "strategy=winch", {"cranelift_opt_level": "speed"}, {"strategy": 2}
     ),
-    "no reference types": Host(
-        "wasm_component_model_async=false wasm_reference_types=false",
-        {"wasm_reference_types": False},
-        {"wasm_component_model_async": False},
-    ),
-    "neither reference types nor concurrency": Host(
-        "concurrency_support=false wasm_component_model_async=false wasm_reference_types=false",
-        {"wasm_reference_types": False},
-        {"concurrency_support": False},
-    ),
     "winch and fuel": Host("consume_fuel=true strategy=winch", FUEL, {"strategy": 2}),
     "a CPU of level 2": Host(target=HERE, flags=V2),
     "a CPU without anything, and fuel": Host("consume_fuel=true", FUEL, target=HERE),

@@ -83,10 +83,7 @@ _SIZES = {
     "memory_guard_size": ["0", "65536", "33554432", _MOST],
 }
 # Values that an engine takes only together with another setting.
-_TOGETHER = {
-    ("wasm_simd", "false"): {"wasm_relaxed_simd": "false"},
-    ("wasm_reference_types", "false"): {"wasm_component_model_async": "false"},
-}
+_TOGETHER = {("wasm_simd", "false"): {"wasm_relaxed_simd": "false"}}
 _TARGETS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", PORTABLE)
 
 # Cranelift's names for the features of /proc/cpuinfo, where they differ.
