@@ -1,6 +1,7 @@
 //! What a compile returns.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 
@@ -8,22 +9,50 @@ use crate::attestation::Keyring;
 use crate::error::Error;
 use crate::header;
 use crate::host_file::HostFile;
-use crate::v1::ArtifactHeader;
+use crate::v1::{ArtifactHeader, Origin};
 
 /// An engine's native code for one module.
-#[derive(Debug)]
 pub struct Artifact {
     header: ArtifactHeader,
     content: Content,
 }
 
-#[derive(Debug)]
 enum Content {
     Bytes(Vec<u8>),
     File(HostFile),
 }
 
+impl fmt::Debug for Artifact {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = out.debug_struct("Artifact");
+        shown
+            .field("engine", &self.engine())
+            .field("sha256", &self.sha256());
+        shown.field("path", &self.path()).finish_non_exhaustive()
+    }
+}
+
 impl Artifact {
+    /// The id of the engine that made it, such as `wasmtime-50.0.1`.
+    pub fn engine(&self) -> &str {
+        self.header.engine.as_ref().map_or("", |engine| &engine.id)
+    }
+
+    /// The SHA-256 of the native code, in lowercase hex.
+    pub fn sha256(&self) -> &str {
+        &self.header.artifact_sha256
+    }
+
+    /// The SHA-256 of the module, in lowercase hex.
+    pub fn module_sha256(&self) -> &str {
+        &self.header.module_sha256
+    }
+
+    /// Where the daemon had it from, as the daemon says.
+    pub fn origin(&self) -> Origin {
+        self.header.origin()
+    }
+
     /// What the artifact is, with what it was made, and from where it came.
     pub fn header(&self) -> &ArtifactHeader {
         &self.header

@@ -1,6 +1,11 @@
 //! The client for programs without async code: the same methods, which block.
+//!
+//! They panic inside async code, as all that blocks on tokio does. `tokio::task::spawn_blocking` may
+//! call them.
 
 use std::sync::Arc;
+
+use tokio::runtime::Runtime;
 
 use crate::{v1, Artifact, Error, Options};
 
@@ -9,7 +14,19 @@ use crate::{v1, Artifact, Error, Options};
 #[derive(Clone, Debug)]
 pub struct Client {
     client: crate::Client,
-    runtime: Arc<tokio::runtime::Runtime>,
+    runtime: Arc<Running>,
+}
+
+/// A runtime that can be dropped in async code too: it does not wait for its threads.
+#[derive(Debug)]
+struct Running(Option<Runtime>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Client {
@@ -52,17 +69,17 @@ impl Client {
         &self,
         call: impl std::future::Future<Output = Result<A, Error>>,
     ) -> Result<A, Error> {
-        if tokio::runtime::Handle::try_current().is_ok() {
-            let what = "cannot block in async code: use wasmkiln::Client there";
-            return Err(Error::unusable(what));
-        }
-        self.runtime.block_on(call)
+        let runtime = self.runtime.0.as_ref();
+        runtime
+            .expect("it is there until it is dropped")
+            .block_on(call)
     }
 }
 
 impl crate::Builder {
     /// Return a client whose calls block. Fails as [`Builder::build`](crate::Builder::build) does.
     pub fn build_blocking(self) -> Result<Client, Error> {
+        let client = self.build()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -70,8 +87,8 @@ impl crate::Builder {
             .build()
             .map_err(|why| Error::unusable(format!("cannot start a thread: {why}")))?;
         Ok(Client {
-            client: self.build()?,
-            runtime: Arc::new(runtime),
+            client,
+            runtime: Arc::new(Running(Some(runtime))),
         })
     }
 }

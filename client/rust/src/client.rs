@@ -24,6 +24,8 @@ use crate::header;
 use crate::v1;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
+// A clock cannot tell the end of Duration::MAX.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 86_400);
 // Four times the default limit of a daemon.
 const MAX_ARTIFACT_BYTES: u64 = 1 << 30;
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -34,7 +36,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// How to reach a daemon, and what to trust: [`Client::builder`].
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Builder {
     address: String,
     keys: Vec<PathBuf>,
@@ -46,6 +48,13 @@ pub struct Builder {
     timeout: Duration,
     max_artifact_bytes: u64,
     takes_files: bool,
+}
+
+impl std::fmt::Debug for Builder {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The token is nobody's business.
+        write!(out, "Builder({:?})", self.address)
+    }
 }
 
 impl Builder {
@@ -471,7 +480,8 @@ impl Inner {
             say("authorization", &format!("Bearer {}", token.trim()))
                 .map_err(|()| Error::unusable("cannot use the token: no header can have it"))?;
         }
-        let deadline = Instant::now() + options.timeout.unwrap_or(self.options.timeout);
+        let timeout = options.timeout.unwrap_or(self.options.timeout);
+        let deadline = Instant::now() + timeout.min(LONGEST_TIMEOUT);
         Ok(Call {
             address: self.options.address.clone(),
             id,

@@ -245,7 +245,18 @@ impl tower_service::Service<Uri> for Connector {
 
 /// Return a channel, which connects with its first call and again after each cut.
 pub(crate) fn channel(address: &Address, tls: Option<Tls>) -> Channel {
+    // A proxy in between may route by the authority. TLS is not tonic's business here: so the scheme
+    // stands in the origin alone.
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let authority = match address {
+        Address::Tcp(authority) => authority,
+        Address::Unix(_) => "localhost",
+    };
+    let origin = Uri::builder().scheme(scheme).authority(authority);
+    let origin = origin.path_and_query("/").build();
+    let origin = origin.unwrap_or_else(|_| Uri::from_static("http://localhost"));
     Endpoint::from_static("http://localhost")
+        .origin(origin)
         .user_agent(concat!("wasmkiln-rust/", env!("CARGO_PKG_VERSION")))
         .expect("a name and a version are a header")
         .initial_stream_window_size(WINDOW_BYTES)
@@ -303,6 +314,6 @@ impl<S, R: prost::Message + Default> Decoder for Prost<S, R> {
         let decoded = R::decode(from);
         decoded
             .map(Some)
-            .map_err(|why| Status::internal(format!("cannot read the answer: {why}")))
+            .map_err(|why| Status::data_loss(format!("cannot read the daemon's answer: {why}")))
     }
 }

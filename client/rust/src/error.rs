@@ -307,12 +307,20 @@ impl Error {
         let unnamed = error.0.reason.as_str().is_empty();
         error.0.may_pass = error.0.retry_after.is_some()
             || code == Code::Unavailable
-            || error.0.reason == Reason::UploadInterrupted
-            // A daemon that ends cancels a call, and a proxy whose daemon is away cuts it.
-            || unnamed && code == Code::Cancelled;
+            || error.0.reason == Reason::UploadInterrupted;
         match code {
-            Code::Unavailable if unnamed => Error::cut(address, status.message()),
+            // A daemon that ends cancels a call.
+            Code::Unavailable | Code::Cancelled if unnamed => Error::cut(address, status.message()),
+            // tonic says so of a stream that ends without an error and too early, as a proxy ends it.
+            Code::Internal if unnamed && CUT.contains(&status.message()) => {
+                Error::cut(address, status.message())
+            }
             Code::DeadlineExceeded if unnamed => Error::late(address),
+            // What tonic or this crate cannot read.
+            Code::DataLoss | Code::OutOfRange if unnamed => {
+                error.0.reason = Reason::UnexpectedAnswer;
+                error
+            }
             // How gRPC servers refuse a request above their own limit.
             Code::ResourceExhausted if unnamed && is_too_large(status.message()) => {
                 error.0.reason = Reason::ModuleTooLarge;
@@ -322,6 +330,11 @@ impl Error {
         }
     }
 }
+
+const CUT: [&str; 2] = [
+    "Unexpected EOF decoding stream.",
+    "Missing response message.",
+];
 
 /// How the connection begins what it says of TLS.
 pub(crate) const TLS_FAILS: &str = "TLS fails";

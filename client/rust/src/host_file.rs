@@ -13,7 +13,6 @@ use crate::header::is_digest;
 use crate::v1::ArtifactHeader;
 
 const SHARED_WRITE: u32 = 0o022;
-const KIND: u32 = libc::S_IFMT;
 
 /// An open file of the host store that was found to be the daemon's.
 #[derive(Debug)]
@@ -57,7 +56,7 @@ impl HostFile {
             let below = format!("/proc/self/fd/{}/{name}", file.as_raw_fd());
             (file, found) = open(Path::new(&below), flags, &owners)?;
         }
-        let is_the_daemons = found.mode() & KIND == libc::S_IFREG
+        let is_the_daemons = found.is_file()
             && found.nlink() == 1
             && (found.dev(), found.ino()) == (named.device, named.inode)
             && found.size() > 0
@@ -83,10 +82,12 @@ impl HostFile {
 
     /// Whether the file is younger than a second: it may change without a trace in its times.
     pub(crate) fn is_young(&self) -> bool {
-        let changed = self.opened.mtime().max(self.opened.ctime()).max(0) as u64;
-        let changed = UNIX_EPOCH + Duration::from_secs(changed + 1);
+        let stat = &self.opened;
+        let (seconds, nanos) =
+            (stat.mtime(), stat.mtime_nsec()).max((stat.ctime(), stat.ctime_nsec()));
+        let changed = Duration::new(seconds.max(0) as u64, nanos.max(0) as u32);
         SystemTime::now()
-            .duration_since(changed)
+            .duration_since(UNIX_EPOCH + changed)
             .map_or(true, |age| age < Duration::from_secs(1))
     }
 }

@@ -192,7 +192,12 @@ impl Inner {
         let mut grpc = self.ready(call).await?;
         let stream = call.request(ReceiverStream::new(sent));
         let answer = grpc.client_streaming(stream, path("Upload"), Prost::default());
-        let (answer, ()) = tokio::join!(answer, feed);
+        tokio::pin!(answer);
+        // A daemon that refuses the module answers before it has taken all pieces.
+        let answer = tokio::select! {
+            answer = &mut answer => answer,
+            () = feed => answer.await,
+        };
         answer
             .map(tonic::Response::into_inner)
             .map_err(|status| call.failed(status))
@@ -224,7 +229,6 @@ impl Compile<'_> {
             let until = now_ms() + NO_FILE_FOR.as_millis() as u64;
             self.inner.no_file_until_ms.store(until, Ordering::Relaxed);
             self.request.accept_host_file = false;
-            self.got.begin_again();
             self.until_done().await?;
         }
         let got = std::mem::take(&mut self.got);
