@@ -265,14 +265,17 @@ impl Error {
 
     pub(crate) fn from_status(status: &tonic::Status, address: &str) -> Error {
         // What the transport made of a failure has a source; what a daemon sent has none.
-        if let Some(first) = std::error::Error::source(status) {
-            let mut detail = first.to_string();
-            let mut next = first.source();
-            while let Some(below) = next {
-                detail = format!("{detail}: {below}");
-                next = below.source();
+        let mut next = std::error::Error::source(status);
+        if next.is_some() {
+            let mut causes = Vec::new();
+            while let Some(cause) = next {
+                causes.push(cause.to_string());
+                next = cause.source();
             }
-            return Error::cut(address, &detail);
+            // Some say nothing else than the one below.
+            causes.dedup();
+            causes.retain(|cause| cause != "transport error");
+            return Error::cut(address, &causes.join(": "));
         }
         let code = CODES[status.code() as usize];
         let mut error = Error::new(Reason::Other(String::new()), code, status.message());
