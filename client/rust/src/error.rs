@@ -108,49 +108,47 @@ reasons! {
     UnusableArgument = "UNUSABLE_ARGUMENT",
 }
 
-/// A status code of gRPC, which says roughly what kind of failure it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs)]
-pub enum Code {
-    Ok,
-    Cancelled,
-    Unknown,
-    InvalidArgument,
-    DeadlineExceeded,
-    NotFound,
-    AlreadyExists,
-    PermissionDenied,
-    ResourceExhausted,
-    FailedPrecondition,
-    Aborted,
-    OutOfRange,
-    Unimplemented,
-    Internal,
-    Unavailable,
-    DataLoss,
-    Unauthenticated,
+macro_rules! codes {
+    ($($name:ident = $text:literal,)+) => {
+        /// A status code of gRPC, which says roughly what kind of failure it is.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Code {
+            $(#[doc = concat!("`", $text, "`")] $name,)+
+        }
+
+        impl Code {
+            /// gRPC's word for it, such as `NOT_FOUND`.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Code::$name => $text,)+
+                }
+            }
+        }
+
+        // In the order of their numbers.
+        const CODES: &[Code] = &[$(Code::$name),+];
+    };
 }
 
-// In the order of their numbers.
-const CODES: [Code; 17] = [
-    Code::Ok,
-    Code::Cancelled,
-    Code::Unknown,
-    Code::InvalidArgument,
-    Code::DeadlineExceeded,
-    Code::NotFound,
-    Code::AlreadyExists,
-    Code::PermissionDenied,
-    Code::ResourceExhausted,
-    Code::FailedPrecondition,
-    Code::Aborted,
-    Code::OutOfRange,
-    Code::Unimplemented,
-    Code::Internal,
-    Code::Unavailable,
-    Code::DataLoss,
-    Code::Unauthenticated,
-];
+codes! {
+    Ok = "OK",
+    Cancelled = "CANCELLED",
+    Unknown = "UNKNOWN",
+    InvalidArgument = "INVALID_ARGUMENT",
+    DeadlineExceeded = "DEADLINE_EXCEEDED",
+    NotFound = "NOT_FOUND",
+    AlreadyExists = "ALREADY_EXISTS",
+    PermissionDenied = "PERMISSION_DENIED",
+    ResourceExhausted = "RESOURCE_EXHAUSTED",
+    FailedPrecondition = "FAILED_PRECONDITION",
+    Aborted = "ABORTED",
+    OutOfRange = "OUT_OF_RANGE",
+    Unimplemented = "UNIMPLEMENTED",
+    Internal = "INTERNAL",
+    Unavailable = "UNAVAILABLE",
+    DataLoss = "DATA_LOSS",
+    Unauthenticated = "UNAUTHENTICATED",
+}
 
 /// Every failure of this crate.
 #[derive(Clone, Debug)]

@@ -25,6 +25,10 @@
 //!
 //! [`Client`] is for programs with tokio. With the feature `blocking`, `blocking::Client` has the
 //! same methods for all others. The feature `tls`, on by default, adds connections over TLS.
+//!
+//! The messages in [`v1`] and [`google`] are structs of plain fields. What they implement of `prost`
+//! is not part of this crate's interface, and newer versions have more fields: build one with
+//! `..Default::default()`.
 
 #![warn(missing_docs)]
 
