@@ -25,9 +25,7 @@ enum Content {
 impl fmt::Debug for Artifact {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = out.debug_struct("Artifact");
-        shown
-            .field("engine", &self.engine())
-            .field("sha256", &self.sha256());
+        shown.field("engine", &self.engine()).field("sha256", &self.sha256());
         shown.field("path", &self.path()).finish_non_exhaustive()
     }
 }
@@ -68,11 +66,7 @@ impl Artifact {
         let content = fs::read(file.path()).map_err(|failure| {
             Error::refused(format!("cannot read the artifact's file: {failure}"))
         })?;
-        header::check_bytes(
-            &self.header,
-            content.len() as u64,
-            &header::sha256_hex(&content),
-        )?;
+        header::check_bytes(&self.header, content.len() as u64, &header::sha256_hex(&content))?;
         Ok(Cow::Owned(content))
     }
 
@@ -100,20 +94,14 @@ impl Artifact {
     }
 
     pub(crate) fn of_bytes(header: ArtifactHeader, bytes: Vec<u8>) -> Artifact {
-        Artifact {
-            header,
-            content: Content::Bytes(bytes),
-        }
+        Artifact { header, content: Content::Bytes(bytes) }
     }
 
     /// Return the artifact in the file that a daemon names; `None` if it is of no use.
     pub(crate) fn of_file(header: &ArtifactHeader, keys: &Keyring) -> Option<Artifact> {
         let file = HostFile::open(header)?;
         let young = file.is_young();
-        let artifact = Artifact {
-            header: header.clone(),
-            content: Content::File(file),
-        };
+        let artifact = Artifact { header: header.clone(), content: Content::File(file) };
         // Who trusts the file's owner needs no digest. Who gave keys asked for a signature.
         if keys.is_empty() {
             return Some(artifact);
@@ -121,10 +109,6 @@ impl Artifact {
         let content = artifact.bytes().ok()?.into_owned();
         keys.verify(header).ok()?;
         artifact.check_unchanged().ok()?;
-        Some(if young {
-            Artifact::of_bytes(header.clone(), content)
-        } else {
-            artifact
-        })
+        Some(if young { Artifact::of_bytes(header.clone(), content) } else { artifact })
     }
 }

@@ -36,9 +36,7 @@ impl Keyring {
                 files.push(path.clone());
                 continue;
             }
-            let folder = path
-                .canonicalize()
-                .map_err(|failure| cannot_read(path, &failure))?;
+            let folder = path.canonicalize().map_err(|failure| cannot_read(path, &failure))?;
             let mut places = vec![folder.join("revoked")];
             if folder.ends_with("trusted") {
                 places.push(folder.with_file_name("revoked"));
@@ -52,17 +50,13 @@ impl Keyring {
         for file in files {
             let text = fs::read_to_string(&file).map_err(|failure| cannot_read(&file, &failure))?;
             for key in parsed(&text).map_err(|failure| cannot_read(&file, &failure))? {
-                ring.0
-                    .insert(crate::header::sha256_hex(key.as_bytes()), key);
+                ring.0.insert(crate::header::sha256_hex(key.as_bytes()), key);
             }
         }
         for file in revocations {
             let text = fs::read(&file).map_err(|failure| cannot_read(&file, &failure))?;
             let entry: Value = serde_json::from_slice(&text).unwrap_or_default();
-            match entry["key_id"]
-                .as_str()
-                .filter(|id| crate::header::is_digest(id))
-            {
+            match entry["key_id"].as_str().filter(|id| crate::header::is_digest(id)) {
                 Some(id) => ring.0.remove(id),
                 None => {
                     let what = "it does not say which key is revoked, as key_id";
@@ -126,32 +120,17 @@ impl Keyring {
         });
         for (path, wanted) in [
             ("_type".to_owned(), json!("https://in-toto.io/Statement/v1")),
-            (
-                "predicateType".to_owned(),
-                json!("https://slsa.dev/provenance/v1"),
-            ),
-            (
-                "subject.digest.sha256".to_owned(),
-                json!(header.artifact_sha256),
-            ),
-            (
-                format!("{made}.buildType"),
-                json!("urn:wasmkiln:compile:v1"),
-            ),
-            (
-                format!("{made}.resolvedDependencies.digest.sha256"),
-                json!(header.module_sha256),
-            ),
+            ("predicateType".to_owned(), json!("https://slsa.dev/provenance/v1")),
+            ("subject.digest.sha256".to_owned(), json!(header.artifact_sha256)),
+            (format!("{made}.buildType"), json!("urn:wasmkiln:compile:v1")),
+            (format!("{made}.resolvedDependencies.digest.sha256"), json!(header.module_sha256)),
             (format!("{given}.engine"), compiled),
             (format!("{given}.fingerprint"), json!(header.fingerprint)),
             (format!("{given}.kind"), json!(kind)),
             (format!("{given}.target"), json!(header.target)),
             (format!("{given}.cpu"), json!(header.cpu)),
             (format!("{given}.settings"), json!(header.settings)),
-            (
-                format!("{given}.changedSettings"),
-                json!(header.changed_settings),
-            ),
+            (format!("{given}.changedSettings"), json!(header.changed_settings)),
         ] {
             if at(&said, &path) != Some(&wanted)
                 && !(is_empty(&wanted) && at(&said, &path).is_none())
@@ -187,13 +166,9 @@ fn untrusted(cause: &str, key_id: &str, what: &str) -> Error {
         return error.with("cause", cause);
     }
     let shown: String = key_id.chars().take(64).collect();
-    Error::new(
-        Reason::AttestationInvalid,
-        Code::DataLoss,
-        format!("{what}: {shown:?}"),
-    )
-    .with("cause", cause)
-    .with("key_id", shown)
+    Error::new(Reason::AttestationInvalid, Code::DataLoss, format!("{what}: {shown:?}"))
+        .with("cause", cause)
+        .with("key_id", shown)
 }
 
 /// Return the keys of a PEM text. The error does not quote it: it may be a private key, pasted by
@@ -222,9 +197,7 @@ fn append(files: &mut Vec<PathBuf>, folder: &Path, extension: &str) -> Result<()
         found => found.map_err(|failure| cannot_read(folder, &failure))?,
     };
     for entry in entries {
-        let path = entry
-            .map_err(|failure| cannot_read(folder, &failure))?
-            .path();
+        let path = entry.map_err(|failure| cannot_read(folder, &failure))?.path();
         if path.extension().is_some_and(|found| found == extension) {
             files.push(path);
         }

@@ -70,9 +70,7 @@ impl Client {
         call: impl std::future::Future<Output = Result<A, Error>>,
     ) -> Result<A, Error> {
         let runtime = self.runtime.0.as_ref();
-        runtime
-            .expect("it is there until it is dropped")
-            .block_on(call)
+        runtime.expect("it is there until it is dropped").block_on(call)
     }
 }
 
@@ -86,9 +84,6 @@ impl crate::Builder {
             .thread_name("wasmkiln")
             .build()
             .map_err(|why| Error::unusable(format!("cannot start a thread: {why}")))?;
-        Ok(Client {
-            client,
-            runtime: Arc::new(Running(Some(runtime))),
-        })
+        Ok(Client { client, runtime: Arc::new(Running(Some(runtime))) })
     }
 }

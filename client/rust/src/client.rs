@@ -134,10 +134,7 @@ impl Builder {
         };
         let has_token = !self.token.is_empty() || self.token_file.is_some();
         if has_token && !self.is_encrypted() && !address.is_local() {
-            let what = format!(
-                "cannot send a token to {} in plaintext: use tls",
-                self.address
-            );
+            let what = format!("cannot send a token to {} in plaintext: use tls", self.address);
             return Err(Error::unusable(what));
         }
         #[cfg(feature = "tls")]
@@ -291,18 +288,14 @@ impl Client {
     /// Return the artifact of a module. Asks by the module's digest, and uploads the module if the
     /// daemon does not have it.
     pub async fn compile(&self, module: &[u8], options: &Options) -> Result<Artifact, Error> {
-        self.0
-            .compile(header::sha256_hex(module), Some(module), options)
-            .await
+        self.0.compile(header::sha256_hex(module), Some(module), options).await
     }
 
     /// Return the artifact of a module that the daemon has, by the SHA-256 of the module's bytes in
     /// lowercase hex. Fails with [`Reason::ModuleNotLoaded`] where the daemon lacks the module.
     pub async fn compile_digest(&self, sha256: &str, options: &Options) -> Result<Artifact, Error> {
         if !header::is_digest(sha256) {
-            return Err(Error::unusable(
-                "a digest is 64 lowercase hexadecimal digits",
-            ));
+            return Err(Error::unusable("a digest is 64 lowercase hexadecimal digits"));
         }
         self.0.compile(sha256.to_owned(), None, options).await
     }
@@ -325,9 +318,7 @@ impl Client {
         for some in keys.chunks(KEYS_AT_ONCE) {
             let mut retries = Retries::new(&call);
             let answer = loop {
-                let request = v1::FindMissingRequest {
-                    keys: some.to_vec(),
-                };
+                let request = v1::FindMissingRequest { keys: some.to_vec() };
                 let sent = self.0.unary(&call, "FindMissing", request);
                 match call.within::<v1::FindMissingResponse>(sent).await {
                     Ok(answer) => break answer,
@@ -343,18 +334,13 @@ impl Client {
     /// is away.
     pub async fn stats(&self) -> Result<v1::StatsResponse, Error> {
         let call = self.0.call(&Options::new(), "")?;
-        call.within(self.0.unary(&call, "Stats", v1::StatsRequest {}))
-            .await
+        call.within(self.0.unary(&call, "Stats", v1::StatsRequest {})).await
     }
 
     /// Return what a compile may ask for: engines, targets, settings and limits. Asks once.
     pub async fn capabilities(&self) -> Result<v1::GetCapabilitiesResponse, Error> {
         let call = self.0.call(&Options::new(), "")?;
-        call.within(
-            self.0
-                .unary(&call, "GetCapabilities", v1::GetCapabilitiesRequest {}),
-        )
-        .await
+        call.within(self.0.unary(&call, "GetCapabilities", v1::GetCapabilitiesRequest {})).await
     }
 }
 
@@ -414,12 +400,7 @@ pub(crate) struct Retries<'a> {
 
 impl<'a> Retries<'a> {
     pub(crate) fn new(call: &'a Call) -> Retries<'a> {
-        Retries {
-            call,
-            count: 0,
-            most: 0,
-            away: None,
-        }
+        Retries { call, count: 0, most: 0, away: None }
     }
 
     /// Pause after an attempt that failed, with how many bytes the call has transferred in all.
@@ -435,9 +416,7 @@ impl<'a> Retries<'a> {
         // What took an upload over gets ten times as long.
         let is_taken_over = *failure.reason() == Reason::UploadInterrupted;
         let first = FIRST_PAUSE * if is_taken_over { 10 } else { 1 };
-        let pause = first
-            .saturating_mul(1 << self.count.min(8))
-            .min(LONGEST_PAUSE);
+        let pause = first.saturating_mul(1 << self.count.min(8)).min(LONGEST_PAUSE);
         // Callers do not all come at the same moment.
         let random = f64::from(random() as u32) / f64::from(u32::MAX);
         let pause = pause.mul_f64(0.5 + random / 2.0) + failure.retry_after().unwrap_or_default();
@@ -482,31 +461,19 @@ impl Inner {
         }
         let timeout = options.timeout.unwrap_or(self.options.timeout);
         let deadline = Instant::now() + timeout.min(LONGEST_TIMEOUT);
-        Ok(Call {
-            address: self.options.address.clone(),
-            id,
-            metadata,
-            deadline,
-        })
+        Ok(Call { address: self.options.address.clone(), id, metadata, deadline })
     }
 
     /// Return what makes requests, over a connection that is there or comes with the first.
     pub(crate) async fn ready(&self, call: &Call) -> Result<Grpc<Channel>, Error> {
         let channel = {
-            let mut held = self
-                .channel
-                .lock()
-                .unwrap_or_else(|broken| broken.into_inner());
-            held.get_or_insert_with(|| connection::channel(&self.address, self.tls()))
-                .clone()
+            let mut held = self.channel.lock().unwrap_or_else(|broken| broken.into_inner());
+            held.get_or_insert_with(|| connection::channel(&self.address, self.tls())).clone()
         };
         let mut grpc = Grpc::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
         if let Err(why) = grpc.ready().await {
             // Also where the runtime in which it was made has ended: the next attempt makes another.
-            *self
-                .channel
-                .lock()
-                .unwrap_or_else(|broken| broken.into_inner()) = None;
+            *self.channel.lock().unwrap_or_else(|broken| broken.into_inner()) = None;
             return Err(call.failed(Status::from_error(Box::new(why))));
         }
         Ok(grpc)
@@ -518,12 +485,8 @@ impl Inner {
         R: prost::Message + Default + Send + Sync + 'static,
     {
         let mut grpc = self.ready(call).await?;
-        let answer = grpc
-            .unary(call.request(message), path(name), Prost::default())
-            .await;
-        answer
-            .map(tonic::Response::into_inner)
-            .map_err(|status| call.failed(status))
+        let answer = grpc.unary(call.request(message), path(name), Prost::default()).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| call.failed(status))
     }
 
     #[cfg(feature = "tls")]
@@ -550,7 +513,5 @@ pub(crate) fn path(name: &str) -> PathAndQuery {
 /// Return random bits: the standard library seeds each of these states.
 fn random() -> u64 {
     use std::hash::{BuildHasher, Hasher};
-    std::collections::hash_map::RandomState::new()
-        .build_hasher()
-        .finish()
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
 }

@@ -41,9 +41,7 @@ impl Address {
             let text = text.strip_prefix("dns:").unwrap_or(text);
             let text = text.strip_prefix("///").unwrap_or(text);
             if let Some((host, port)) = text.rsplit_once(':') {
-                let inner = host
-                    .strip_prefix('[')
-                    .and_then(|rest| rest.strip_suffix(']'));
+                let inner = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
                 let is_host = !host.is_empty() && !host.contains([':', '/', '@', ' ', '[', ']']);
                 let is_port = port.parse::<u16>().is_ok_and(|number| number > 0);
                 if is_port && !port.starts_with('+') && (is_host || inner.is_some()) {
@@ -51,9 +49,7 @@ impl Address {
                 }
             }
         }
-        Err(Error::unusable(format!(
-            "an address is host:port or unix:/path, not {text}"
-        )))
+        Err(Error::unusable(format!("an address is host:port or unix:/path, not {text}")))
     }
 
     /// Whether it is on this machine: only there may a token go unencrypted, and files count.
@@ -125,10 +121,7 @@ impl Tls {
         &self,
         address: &Address,
     ) -> Result<
-        (
-            tokio_rustls::TlsConnector,
-            tokio_rustls::rustls::pki_types::ServerName<'static>,
-        ),
+        (tokio_rustls::TlsConnector, tokio_rustls::rustls::pki_types::ServerName<'static>),
         String,
     > {
         use tokio_rustls::rustls::crypto::ring;
@@ -150,9 +143,7 @@ impl Tls {
         let mut roots = RootCertStore::empty();
         let (good, _) = roots.add_parsable_certificates(certificates(&ca)?);
         if good == 0 {
-            return Err(format!(
-                "cannot use {ca:?}: none of its certificates is a CA"
-            ));
+            return Err(format!("cannot use {ca:?}: none of its certificates is a CA"));
         }
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
@@ -170,11 +161,7 @@ impl Tls {
             }
         };
         config.alpn_protocols = vec![b"h2".to_vec()];
-        let name = self
-            .server_name
-            .as_deref()
-            .unwrap_or(address.host())
-            .to_owned();
+        let name = self.server_name.as_deref().unwrap_or(address.host()).to_owned();
         let name = ServerName::try_from(name.clone())
             .map_err(|_| format!("cannot use {name:?} as the name of a server"))?;
         Ok((Arc::new(config).into(), name))
@@ -212,13 +199,10 @@ impl Connector {
             let fails = |why: String| io::Error::other(format!("{TLS_FAILS}: {why}"));
             let (connector, name) = tls.connector(&self.address).map_err(fails)?;
             // rustls calls what no other attempt heals invalid data.
-            let stream = connector
-                .connect(name, stream)
-                .await
-                .map_err(|why| match why.kind() {
-                    io::ErrorKind::InvalidData => fails(why.to_string()),
-                    _ => why,
-                })?;
+            let stream = connector.connect(name, stream).await.map_err(|why| match why.kind() {
+                io::ErrorKind::InvalidData => fails(why.to_string()),
+                _ => why,
+            })?;
             return Ok(TokioIo::new(Box::new(stream)));
         }
         Ok(TokioIo::new(stream))
@@ -238,9 +222,7 @@ impl tower_service::Service<Uri> for Connector {
         let connecting = self.clone().connect();
         Box::pin(async {
             let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no connection in 20 s");
-            tokio::time::timeout(CONNECT, connecting)
-                .await
-                .map_err(late)?
+            tokio::time::timeout(CONNECT, connecting).await.map_err(late)?
         })
     }
 }
@@ -263,10 +245,7 @@ pub(crate) fn channel(address: &Address, tls: Option<Tls>) -> Channel {
         .expect("a name and a version are a header")
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
-        .connect_with_connector_lazy(Connector {
-            address: address.clone(),
-            tls,
-        })
+        .connect_with_connector_lazy(Connector { address: address.clone(), tls })
 }
 
 /// Messages of prost, for the versions of tonic that have no codec for the prost used here.
@@ -302,9 +281,7 @@ impl<S: prost::Message, R> Encoder for Prost<S, R> {
     type Error = Status;
 
     fn encode(&mut self, message: S, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        message
-            .encode(to)
-            .map_err(|why| Status::internal(why.to_string()))
+        message.encode(to).map_err(|why| Status::internal(why.to_string()))
     }
 }
 

@@ -289,9 +289,7 @@ impl Error {
                     }
                 }
                 Some("google.rpc.RetryInfo") => {
-                    let delay = rpc::RetryInfo::decode(value)
-                        .unwrap_or_default()
-                        .retry_delay;
+                    let delay = rpc::RetryInfo::decode(value).unwrap_or_default().retry_delay;
                     let delay = delay.unwrap_or_default();
                     let seconds = delay.seconds.clamp(0, i64::from(u32::MAX)) as u64;
                     let nanos = delay.nanos.clamp(0, 999_999_999) as u32;
@@ -332,18 +330,13 @@ impl Error {
     }
 }
 
-const CUT: [&str; 2] = [
-    "Unexpected EOF decoding stream.",
-    "Missing response message.",
-];
+const CUT: [&str; 2] = ["Unexpected EOF decoding stream.", "Missing response message."];
 
 /// How the connection begins what it says of TLS.
 pub(crate) const TLS_FAILS: &str = "TLS fails";
 
 fn is_too_large(message: &str) -> bool {
-    message
-        .to_lowercase()
-        .contains("received message larger than max")
+    message.to_lowercase().contains("received message larger than max")
 }
 
 impl fmt::Display for Error {

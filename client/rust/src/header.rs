@@ -39,11 +39,7 @@ pub(crate) fn check(
     let engine = header.engine.clone().unwrap_or_default();
     let full = format!("{}-{}", engine.name, engine.version);
     let mut asked = vec![
-        (
-            "an artifact of module".to_owned(),
-            digest,
-            header.module_sha256.as_str(),
-        ),
+        ("an artifact of module".to_owned(), digest, header.module_sha256.as_str()),
         ("an engine whose id is".to_owned(), &full, &engine.id),
         ("target".to_owned(), &request.target, &header.target),
         ("cpu".to_owned(), &request.cpu, &header.cpu),
@@ -52,19 +48,14 @@ pub(crate) fn check(
         asked.push(("engine".to_owned(), &request.engine, &full));
     }
     for (name, value) in &request.settings {
-        let unstated = UNSTATED
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| *value);
+        let unstated = UNSTATED.iter().find(|(known, _)| known == name).map(|(_, value)| *value);
         let got = header.settings.get(name).map(String::as_str).or(unstated);
         asked.push((format!("setting {name}"), value, got.unwrap_or_default()));
     }
     for (what, wanted, got) in asked {
         if !wanted.is_empty() && wanted != got {
             let got: String = got.chars().take(200).collect();
-            return Err(Error::refused(format!(
-                "asked for {what} {wanted:?}, got {got:?}"
-            )));
+            return Err(Error::refused(format!("asked for {what} {wanted:?}, got {got:?}")));
         }
     }
     // A setting that the call did not name must have the engine's default. An engine that was shown
@@ -77,9 +68,7 @@ pub(crate) fn check(
         let is_asked = request.settings.get(name) == Some(value);
         if !(is_shown || is_asked || is_fast_choice && request.accept_fast) {
             let name: String = name.chars().take(200).collect();
-            return Err(Error::refused(format!(
-                "got setting {name:?}, which was not asked for"
-            )));
+            return Err(Error::refused(format!("got setting {name:?}, which was not asked for")));
         }
     }
     let resumed = (header.offset_bytes, &header.artifact_sha256);
@@ -100,11 +89,9 @@ pub(crate) fn check(
     let size = header.size_bytes;
     if size > max_artifact_bytes {
         let what = format!("the artifact has {size} bytes, above max_artifact_bytes");
-        return Err(
-            Error::new(Reason::ArtifactTooLarge, Code::ResourceExhausted, what)
-                .with("size_bytes", size)
-                .with("limit_bytes", max_artifact_bytes),
-        );
+        return Err(Error::new(Reason::ArtifactTooLarge, Code::ResourceExhausted, what)
+            .with("size_bytes", size)
+            .with("limit_bytes", max_artifact_bytes));
     }
     Ok(())
 }
@@ -127,13 +114,11 @@ pub(crate) fn section_of(compiled: &[u8]) -> Result<&[u8], Error> {
     if compiled.starts_with(b"\0") && !compiled.starts_with(b"\0asm") {
         return Ok(compiled);
     }
-    section_in(compiled)
-        .filter(|found| !found.is_empty())
-        .ok_or_else(|| {
-            Error::unusable(
-                "cannot use this for for_engine: these bytes are nothing that wasmtime compiled",
-            )
-        })
+    section_in(compiled).filter(|found| !found.is_empty()).ok_or_else(|| {
+        Error::unusable(
+            "cannot use this for for_engine: these bytes are nothing that wasmtime compiled",
+        )
+    })
 }
 
 /// Return the section of an ELF file of 64 bits, little-endian.
@@ -147,28 +132,17 @@ fn section_in(file: &[u8]) -> Option<&[u8]> {
     if !file.starts_with(b"\x7fELF\x02\x01") {
         return None;
     }
-    let (table, entry, count, names) = (
-        number(0x28, 8)?,
-        number(0x3a, 2)?,
-        number(0x3c, 2)?,
-        number(0x3e, 2)?,
-    );
+    let (table, entry, count, names) =
+        (number(0x28, 8)?, number(0x3a, 2)?, number(0x3c, 2)?, number(0x3e, 2)?);
     // Where the entry of a section stands in the table.
     let place = |index: usize| table.checked_add(index.checked_mul(entry)?);
-    let content = |at: usize| {
-        slice(
-            number(at.checked_add(0x18)?, 8)?,
-            number(at.checked_add(0x20)?, 8)?,
-        )
-    };
+    let content =
+        |at: usize| slice(number(at.checked_add(0x18)?, 8)?, number(at.checked_add(0x20)?, 8)?);
     let names = content(place(names)?)?;
     for index in 0..count {
         let at = place(index)?;
         let name = names.get(number(at, 4)?..)?;
-        if name
-            .strip_prefix(SECTION)
-            .is_some_and(|rest| rest.first() == Some(&0))
-        {
+        if name.strip_prefix(SECTION).is_some_and(|rest| rest.first() == Some(&0)) {
             return content(at);
         }
     }
@@ -184,8 +158,5 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 pub(crate) fn is_digest(text: &str) -> bool {
-    text.len() == 64
-        && text
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }

@@ -31,15 +31,8 @@ impl HostFile {
         }
         let names = [fingerprint, &module[..2], module, "artifact"];
         let tail = format!("/{}", names.join("/"));
-        let folder = named
-            .path
-            .strip_suffix(&tail)
-            .filter(|folder| folder.starts_with('/'))?;
-        if folder
-            .split('/')
-            .skip(1)
-            .any(|name| matches!(name, "" | "." | ".."))
-        {
+        let folder = named.path.strip_suffix(&tail).filter(|folder| folder.starts_with('/'))?;
+        if folder.split('/').skip(1).any(|name| matches!(name, "" | "." | "..")) {
             return None;
         }
         let folder = fs::canonicalize(folder).ok()?;
@@ -61,10 +54,7 @@ impl HostFile {
             && (found.dev(), found.ino()) == (named.device, named.inode)
             && found.size() > 0
             && found.size() == header.size_bytes;
-        is_the_daemons.then_some(HostFile {
-            file,
-            opened: found,
-        })
+        is_the_daemons.then_some(HostFile { file, opened: found })
     }
 
     /// Where an engine can map the file, as long as this is there.
@@ -115,11 +105,7 @@ fn owners_of(folder: &Path) -> Vec<u32> {
 
 /// Open a file or folder; `None` unless one of `owners` owns it and nobody else can write to it.
 fn open(path: &Path, flags: i32, owners: &[u32]) -> Option<(File, Metadata)> {
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(path)
-        .ok()?;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).ok()?;
     let found = file.metadata().ok()?;
     let counts = owners.contains(&found.uid()) && found.mode() & SHARED_WRITE == 0;
     counts.then_some((file, found))

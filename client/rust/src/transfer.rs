@@ -36,9 +36,7 @@ struct Got {
 impl Got {
     fn add(&mut self, bytes: &[u8], most: u64) -> Result<(), Error> {
         if (self.bytes.len() + bytes.len()) as u64 > most {
-            return Err(Error::refused(format!(
-                "more came than the {most} bytes of the header"
-            )));
+            return Err(Error::refused(format!("more came than the {most} bytes of the header")));
         }
         self.bytes.extend_from_slice(bytes);
         self.sum.update(bytes);
@@ -47,10 +45,7 @@ impl Got {
     }
 
     fn begin_again(&mut self) {
-        *self = Got {
-            moved: self.moved,
-            ..Got::default()
-        };
+        *self = Got { moved: self.moved, ..Got::default() };
     }
 }
 
@@ -91,15 +86,8 @@ impl Inner {
             ..v1::CompileRequest::default()
         };
         let got = Got::default();
-        let mut compile = Compile {
-            inner: self,
-            call: &call,
-            options,
-            digest,
-            module,
-            request,
-            got,
-        };
+        let mut compile =
+            Compile { inner: self, call: &call, options, digest, module, request, got };
         compile.run().await.map_err(|error| call.named(error))
     }
 
@@ -157,14 +145,10 @@ impl Inner {
         engine: &str,
         moved: &mut u64,
     ) -> Result<v1::UploadResponse, Error> {
-        let request = v1::QueryUploadRequest {
-            sha256: digest.to_owned(),
-        };
+        let request = v1::QueryUploadRequest { sha256: digest.to_owned() };
         let state: v1::QueryUploadResponse = self.unary(call, "QueryUpload", request).await?;
         *moved = state.held_bytes.max(*moved);
-        let begin = usize::try_from(state.held_bytes)
-            .unwrap_or(usize::MAX)
-            .min(module.len());
+        let begin = usize::try_from(state.held_bytes).unwrap_or(usize::MAX).min(module.len());
         let (pieces, sent) = tokio::sync::mpsc::channel(1);
         let feed = async move {
             let mut request = v1::UploadRequest {
@@ -198,29 +182,19 @@ impl Inner {
             answer = &mut answer => answer,
             () = feed => answer.await,
         };
-        answer
-            .map(tonic::Response::into_inner)
-            .map_err(|status| call.failed(status))
+        answer.map(tonic::Response::into_inner).map_err(|status| call.failed(status))
     }
 }
 
 impl Compile<'_> {
     async fn run(&mut self) -> Result<Artifact, Error> {
         self.until_done().await?;
-        if let Some(header) = self
-            .got
-            .header
-            .clone()
-            .filter(|header| header.host_file.is_some())
-        {
+        if let Some(header) = self.got.header.clone().filter(|header| header.host_file.is_some()) {
             // The disk may take its time.
             let inner = self.inner.clone();
             let taken =
                 tokio::task::spawn_blocking(move || Artifact::of_file(&header, &inner.keys));
-            let taken = self
-                .call
-                .within(async { Ok(taken.await.ok().flatten()) })
-                .await?;
+            let taken = self.call.within(async { Ok(taken.await.ok().flatten()) }).await?;
             if let Some(taken) = taken {
                 return Ok(taken);
             }
@@ -261,9 +235,7 @@ impl Compile<'_> {
         };
         if module.len() > UPLOAD_ABOVE_BYTES {
             let engine = &self.options.engine;
-            self.inner
-                .send(self.call, &self.digest, module, engine, &mut self.got.moved)
-                .await?;
+            self.inner.send(self.call, &self.digest, module, engine, &mut self.got.moved).await?;
             outcome = self.shown().await;
             if !is(&outcome, &Reason::ModuleNotLoaded) {
                 return outcome;
@@ -288,11 +260,7 @@ impl Compile<'_> {
     /// Make a call, for what follows on what an earlier one has brought.
     async fn ask(&mut self) -> Result<(), Error> {
         let (call, is_fresh) = (self.call, self.options.skip_cache_lookup);
-        let before = self
-            .got
-            .header
-            .as_ref()
-            .map(|header| header.artifact_sha256.clone());
+        let before = self.got.header.as_ref().map(|header| header.artifact_sha256.clone());
         self.request.offset_bytes = self.got.bytes.len() as u64;
         self.request.artifact_sha256 = match &before {
             Some(digest) if !self.got.bytes.is_empty() => digest.clone(),
@@ -302,24 +270,17 @@ impl Compile<'_> {
         self.request.skip_cache_lookup = is_fresh && before.is_none();
         let mut grpc = self.inner.ready(call).await?;
         let request = call.request(self.request.clone());
-        let answer = grpc
-            .server_streaming(request, path("Compile"), Prost::default())
-            .await;
+        let answer = grpc.server_streaming(request, path("Compile"), Prost::default()).await;
         let mut stream: tonic::Streaming<v1::CompileResponse> =
             answer.map_err(|status| call.failed(status))?.into_inner();
         let mut most = None;
-        while let Some(message) = stream
-            .message()
-            .await
-            .map_err(|status| call.failed(status))?
-        {
+        while let Some(message) = stream.message().await.map_err(|status| call.failed(status))? {
             match (message.part, most) {
                 (Some(Part::Header(mut header)), None) => {
                     let limit = self.inner.max_artifact_bytes();
                     header::check(&self.request, &self.digest, &header, limit)?;
-                    let is_other = before
-                        .as_ref()
-                        .is_some_and(|old| *old != header.artifact_sha256);
+                    let is_other =
+                        before.as_ref().is_some_and(|old| *old != header.artifact_sha256);
                     if is_fresh && is_other && header.origin() != Origin::Compiled {
                         self.got.begin_again();
                         let what = "the daemon has lost what it compiled for this call";
@@ -342,29 +303,21 @@ impl Compile<'_> {
                 }
             }
         }
-        match stream
-            .trailers()
-            .await
-            .map_err(|status| call.failed(status))?
-        {
+        match stream.trailers().await.map_err(|status| call.failed(status))? {
             None => Err(call.cut()),
-            Some(_) if most.is_none() => Err(Error::refused(
-                "the daemon's answer does not begin with its one header",
-            )),
+            Some(_) if most.is_none() => {
+                Err(Error::refused("the daemon's answer does not begin with its one header"))
+            }
             Some(_) => Ok(()),
         }
     }
 }
 
 fn is<A>(outcome: &Result<A, Error>, reason: &Reason) -> bool {
-    outcome
-        .as_ref()
-        .is_err_and(|failure| failure.reason() == reason)
+    outcome.as_ref().is_err_and(|failure| failure.reason() == reason)
 }
 
 fn now_ms() -> u64 {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
