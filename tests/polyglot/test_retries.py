@@ -20,7 +20,7 @@ from tests.polyglot.kiln import FULL_ENGINE, Kiln
 from tests.polyglot.lies import chunk, header_first, resetting_server
 
 pytestmark = pytest.mark.timeout(builds.BUILD_TIMEOUT_S)
-RETRYING = pytest.mark.parametrize("asks", ["cpp", "go", "java", "node"], indirect=True)
+RETRYING = pytest.mark.parametrize("asks", ["cpp", "go", "java", "node", "rust"], indirect=True)
 HALF = len(honest.ARTIFACT) // 2
 
 

@@ -1,0 +1,122 @@
+"""Cargo, with Debian's crates, and a workspace with Rust's client and the programs that use it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.e2e.programs import ROOT, installed_engines
+from tests.polyglot.kiln import FULL_ENGINE
+from tests.polyglot.toolchains import crates
+
+CLIENT = ROOT / "client" / "rust"
+HERE = Path(__file__).parent
+# Where a cargo finds its crates, wherever its project lies. What is not there is not needed.
+_CONFIGURATION = """[source.crates-io]
+replace-with = "debian"
+[source.debian]
+directory = "{crates}"
+[net]
+offline = true
+[patch.crates-io]
+wasmtime = {{ path = "{here}/wasmtime" }}
+[env]
+WASMTIME_LIBRARY = "{library}"
+[profile.dev]
+debug = false
+incremental = false
+[profile.dev.package]
+{optimised}
+"""
+# A digest of 30 MB takes seconds else.
+_OPTIMISED = ("sha2", "ring", "curve25519-dalek")
+_WORKSPACE = """[workspace]
+members = ["wasmkiln", "programs"]
+resolver = "2"
+"""
+_PROGRAMS = """[package]
+name = "programs"
+version = "0.0.0"
+edition = "2021"
+[dependencies]
+tokio = {{ version = "1.43", features = ["macros", "rt-multi-thread"] }}
+wasmkiln = {{ path = "../wasmkiln", features = ["blocking"] }}
+[[bin]]
+name = "asks"
+path = "{here}/asks.rs"
+"""
+
+
+@dataclass(frozen=True)
+class Rust:
+    """Cargo, and a copy of the client, which it writes nothing beside."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        """Write what cargo needs."""
+        optimised = "\n".join(f"{name}.opt-level = 3" for name in _OPTIMISED)
+        text = _CONFIGURATION.format(
+            crates=crates(), here=HERE, library=library(), optimised=optimised
+        )
+        shutil.rmtree(self.workspace, ignore_errors=True)
+        for path in (self.home, self.workspace / "programs"):
+            path.mkdir(parents=True, exist_ok=True)
+        (self.home / "config.toml").write_text(text)
+        # The times of its files stay, so that nothing is built twice.
+        unwanted = shutil.ignore_patterns("target", "Cargo.lock")
+        shutil.copytree(CLIENT, self.workspace / "wasmkiln", ignore=unwanted)
+        (self.workspace / "Cargo.toml").write_text(_WORKSPACE)
+        (self.workspace / "programs" / "Cargo.toml").write_text(_PROGRAMS.format(here=HERE))
+
+    @property
+    def home(self) -> Path:
+        """What cargo has of its own."""
+        return self.folder / "home"
+
+    @property
+    def workspace(self) -> Path:
+        """Where it builds."""
+        return self.folder / "workspace"
+
+    @property
+    def environ(self) -> Mapping[str, str]:
+        """What makes it build with Debian's crates and without the network."""
+        # It is elsewhere where rustup has installed it; a second toolchain is never fetched.
+        rustup = os.environ.get("RUSTUP_HOME", str(Path.home() / ".rustup"))
+        return {
+            "CARGO_HOME": str(self.home),
+            "CARGO_TARGET_DIR": str(self.folder / "target"),
+            "CARGO_TERM_COLOR": "never",
+            "RUSTUP_HOME": rustup,
+            "RUSTUP_AUTO_INSTALL": "0",
+        }
+
+    def __call__(self, *words: str | Path, environ: Mapping[str, str] | None = None) -> str:
+        """Run cargo in the workspace. Return what it printed."""
+        done = subprocess.run(
+            ["cargo", *words],
+            cwd=self.workspace,
+            env={**os.environ, **self.environ, **(environ or {})},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def build(self, name: str) -> Path:
+        """Build a program. Return its path."""
+        self("build", "--quiet", "--bin", name)
+        return self.folder / "target" / "debug" / name
+
+
+def library() -> Path:
+    """Return the folder of wasmtime's C library, in the package of the newest engine."""
+    [engine] = [each for each in installed_engines() if each.id == FULL_ENGINE]
+    [found] = engine.path.resolve().glob("lib/python*/site-packages/wasmtime/*/_libwasmtime.so")
+    return found.parent
