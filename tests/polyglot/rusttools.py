@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.e2e.programs import ROOT, installed_engines
-from tests.polyglot.kiln import FULL_ENGINE
+from tests.polyglot.kiln import FULL_ENGINE, run
 from tests.polyglot.toolchains import crates
 
 CLIENT = ROOT / "client" / "rust"
@@ -45,10 +45,14 @@ edition = "2021"
 [dependencies]
 tokio = {{ version = "1.43", features = ["macros", "rt-multi-thread"] }}
 wasmkiln = {{ path = "../wasmkiln", features = ["blocking"] }}
+wasmtime = "50"
 [[bin]]
 name = "asks"
 path = "{here}/asks.rs"
+[[bin]]
+name = "page"
 """
+PAGE = ROOT / "docs" / "how-to" / "hosts.md"
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,10 @@ class Rust:
             crates=crates(), here=HERE, library=library(), optimised=optimised
         )
         shutil.rmtree(self.workspace, ignore_errors=True)
-        for path in (self.home, self.workspace / "programs"):
+        page = self.workspace / "programs" / "src" / "bin" / "page.rs"
+        for path in (self.home, page.parent):
             path.mkdir(parents=True, exist_ok=True)
+        page.write_text(PAGE.read_text().partition("```rust\n")[2].partition("```")[0])
         (self.home / "config.toml").write_text(text)
         # The times of its files stay, so that nothing is built twice.
         unwanted = shutil.ignore_patterns("target", "Cargo.lock")
@@ -113,6 +119,14 @@ class Rust:
         """Build a program. Return its path."""
         self("build", "--quiet", "--bin", name)
         return self.folder / "target" / "debug" / name
+
+    def run(
+        self, cwd: Path, *words: str | Path, environ: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program, named as `cargo run` wants it, in a folder."""
+        cargo: list[str | Path] = ["cargo", "run", "--quiet"]
+        cargo += ["--manifest-path", self.workspace / "Cargo.toml", *words]
+        return run(cargo, {**self.environ, **(environ or {})}, cwd=cwd, timeout_s=600)
 
 
 def library() -> Path:

@@ -24,7 +24,7 @@ OWN: dict[str, tuple[str, object]] = {
     "cpp": ("cranelift_opt_level", "none"),
     "go": ("cranelift_opt_level", "speed_and_size"),
     "node": ("wasm_relaxed_simd", False),
-    "rust": ("epoch_interruption", True),
+    "rust": ("wasm_multi_memory", False),
 }
 UNUSABLE = "these bytes are nothing that wasmtime compiled"
 
