@@ -22,7 +22,9 @@ async fn main() {
             cancelled.send_replace(true);
         });
     }
-    let times = flags.get("--times").map_or(1, |times| times.parse().unwrap());
+    let times = flags
+        .get("--times")
+        .map_or(1, |times| times.parse().unwrap());
     for _ in 0..times {
         let mut ended = cancelled.subscribe();
         let outcome = tokio::select! {
@@ -40,14 +42,22 @@ async fn main() {
 }
 
 fn tell(failure: &Error) {
-    let retry = failure.retry_after().map(|delay| delay.as_millis().to_string());
+    let retry = failure
+        .retry_after()
+        .map(|delay| delay.as_millis().to_string());
     let cause = failure.metadata().get("cause").map_or("", String::as_str);
     let what = match failure.reason() {
         Reason::UnusableArgument => "unusable",
         reason => reason.as_str(),
     };
     let text = failure.to_string();
-    say(&[what, failure.request_id(), &retry.unwrap_or_default(), cause, &text]);
+    say(&[
+        what,
+        failure.request_id(),
+        &retry.unwrap_or_default(),
+        cause,
+        &text,
+    ]);
 }
 
 async fn ask(address: &str, path: &str, flags: &Flags) -> Result<(), Error> {
@@ -87,7 +97,11 @@ async fn ask(address: &str, path: &str, flags: &Flags) -> Result<(), Error> {
     if let Some(digest) = flag("--missing") {
         let engine = flag("--engine").unwrap_or_default().to_owned();
         let module_sha256 = digest.to_owned();
-        let key = ArtifactKey { module_sha256, engine, ..Default::default() };
+        let key = ArtifactKey {
+            module_sha256,
+            engine,
+            ..Default::default()
+        };
         let missing = client.find_missing(&[key]).await?;
         say(&["missing", "", "", &missing.len().to_string(), ""]);
         return Ok(());
@@ -107,7 +121,13 @@ async fn ask(address: &str, path: &str, flags: &Flags) -> Result<(), Error> {
         None => artifact.origin().as_str_name(),
     };
     let size = content.len().to_string();
-    say(&["compiled", origin, artifact.engine(), &size, artifact.module_sha256()]);
+    say(&[
+        "compiled",
+        origin,
+        artifact.engine(),
+        &size,
+        artifact.module_sha256(),
+    ]);
     if let Some(out) = flag("--out") {
         std::fs::write(out, &content).unwrap();
     }

@@ -271,8 +271,10 @@ impl Compile<'_> {
         let mut grpc = self.inner.ready(call).await?;
         let request = call.request(self.request.clone());
         let answer = grpc.server_streaming(request, path("Compile"), Prost::default()).await;
-        let mut stream: tonic::Streaming<v1::CompileResponse> =
-            answer.map_err(|status| call.failed(status))?.into_inner();
+        let answer = answer.map_err(|status| call.failed(status))?;
+        // Of an answer without any message, the status comes first, and nothing behind it.
+        let has_ended = answer.metadata().contains_key("grpc-status");
+        let mut stream: tonic::Streaming<v1::CompileResponse> = answer.into_inner();
         let mut most = None;
         while let Some(message) = stream.message().await.map_err(|status| call.failed(status))? {
             match (message.part, most) {
@@ -304,11 +306,11 @@ impl Compile<'_> {
             }
         }
         match stream.trailers().await.map_err(|status| call.failed(status))? {
-            None => Err(call.cut()),
-            Some(_) if most.is_none() => {
+            None if !has_ended => Err(call.cut()),
+            _ if most.is_none() => {
                 Err(Error::refused("the daemon's answer does not begin with its one header"))
             }
-            Some(_) => Ok(()),
+            _ => Ok(()),
         }
     }
 }

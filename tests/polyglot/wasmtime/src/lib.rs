@@ -70,9 +70,30 @@ extern "C" {
     fn wasmtime_store_delete(store: Ptr);
     fn wasmtime_store_context(store: Ptr) -> Ptr;
     fn wasmtime_context_set_fuel(context: Ptr, fuel: u64) -> Ptr;
-    fn wasmtime_instance_new(c: Ptr, m: Ptr, imports: Ptr, n: usize, i: &mut [u64; 2], trap: &mut Ptr) -> Ptr;
-    fn wasmtime_instance_export_get(c: Ptr, i: &[u64; 2], name: *const u8, n: usize, e: &mut Extern) -> bool;
-    fn wasmtime_func_call(c: Ptr, f: &Func, a: *const Value, n: usize, r: *mut Value, m: usize, trap: &mut Ptr) -> Ptr;
+    fn wasmtime_instance_new(
+        c: Ptr,
+        m: Ptr,
+        imports: Ptr,
+        n: usize,
+        i: &mut [u64; 2],
+        trap: &mut Ptr,
+    ) -> Ptr;
+    fn wasmtime_instance_export_get(
+        c: Ptr,
+        i: &[u64; 2],
+        name: *const u8,
+        n: usize,
+        e: &mut Extern,
+    ) -> bool;
+    fn wasmtime_func_call(
+        c: Ptr,
+        f: &Func,
+        a: *const Value,
+        n: usize,
+        r: *mut Value,
+        m: usize,
+        trap: &mut Ptr,
+    ) -> Ptr;
     fn wasmtime_error_message(error: Ptr, message: &mut Bytes);
     fn wasm_trap_message(trap: Ptr, message: &mut Bytes);
 }
@@ -84,7 +105,9 @@ fn check(error: Ptr, trap: Ptr) -> Result<()> {
         (false, _) => unsafe { wasmtime_error_message(error, &mut message) },
         (_, false) => unsafe { wasm_trap_message(trap, &mut message) },
     }
-    Err(Error(String::from_utf8_lossy(&message.to_vec()).into_owned()))
+    Err(Error(
+        String::from_utf8_lossy(&message.to_vec()).into_owned(),
+    ))
 }
 
 impl Bytes {
@@ -157,17 +180,26 @@ impl Engine {
         unsafe {
             let made = wasm_config_new();
             if let Some(target) = &config.target {
-                check(wasmtime_config_target_set(made, CString::new(target.as_str())?.as_ptr()), null_mut())?;
+                check(
+                    wasmtime_config_target_set(made, CString::new(target.as_str())?.as_ptr()),
+                    null_mut(),
+                )?;
             }
             wasmtime_config_consume_fuel_set(made, config.has_fuel);
             wasmtime_config_gc_support_set(made, config.is_drc);
-            Ok(Engine(Owned(wasm_engine_new_with_config(made), wasm_engine_delete)))
+            Ok(Engine(Owned(
+                wasm_engine_new_with_config(made),
+                wasm_engine_delete,
+            )))
         }
     }
 
     pub fn precompile_module(&self, bytes: &[u8]) -> Result<Vec<u8>> {
         let (module, mut compiled) = (Module::new(self, bytes)?, Bytes(0, null_mut()));
-        check(unsafe { wasmtime_module_serialize(module.0 .0, &mut compiled) }, null_mut())?;
+        check(
+            unsafe { wasmtime_module_serialize(module.0 .0, &mut compiled) },
+            null_mut(),
+        )?;
         Ok(compiled.to_vec())
     }
 }
@@ -177,7 +209,10 @@ pub struct Module(Owned);
 impl Module {
     pub fn new(engine: &Engine, bytes: impl AsRef<[u8]>) -> Result<Module> {
         let (wasm, mut made) = (bytes.as_ref(), null_mut());
-        check(unsafe { wasmtime_module_new(engine.0 .0, wasm.as_ptr(), wasm.len(), &mut made) }, null_mut())?;
+        check(
+            unsafe { wasmtime_module_new(engine.0 .0, wasm.as_ptr(), wasm.len(), &mut made) },
+            null_mut(),
+        )?;
         Ok(Module(Owned(made, wasmtime_module_delete)))
     }
 
@@ -185,7 +220,10 @@ impl Module {
     /// As in the crate.
     pub unsafe fn deserialize(engine: &Engine, bytes: impl AsRef<[u8]>) -> Result<Module> {
         let (code, mut made) = (bytes.as_ref(), null_mut());
-        check(wasmtime_module_deserialize(engine.0 .0, code.as_ptr(), code.len(), &mut made), null_mut())?;
+        check(
+            wasmtime_module_deserialize(engine.0 .0, code.as_ptr(), code.len(), &mut made),
+            null_mut(),
+        )?;
         Ok(Module(Owned(made, wasmtime_module_delete)))
     }
 
@@ -193,7 +231,10 @@ impl Module {
     /// As in the crate.
     pub unsafe fn deserialize_file(engine: &Engine, path: impl AsRef<Path>) -> Result<Module> {
         let mut made = null_mut();
-        check(wasmtime_module_deserialize_file(engine.0 .0, c_path(path)?.as_ptr(), &mut made), null_mut())?;
+        check(
+            wasmtime_module_deserialize_file(engine.0 .0, c_path(path)?.as_ptr(), &mut made),
+            null_mut(),
+        )?;
         Ok(Module(Owned(made, wasmtime_module_delete)))
     }
 }
@@ -206,9 +247,15 @@ pub mod component {
     impl Component {
         /// # Safety
         /// As in the crate.
-        pub unsafe fn deserialize_file(engine: &Engine, path: impl AsRef<Path>) -> Result<Component> {
+        pub unsafe fn deserialize_file(
+            engine: &Engine,
+            path: impl AsRef<Path>,
+        ) -> Result<Component> {
             let mut made = null_mut();
-            check(wasmtime_component_deserialize_file(engine.0 .0, c_path(path)?.as_ptr(), &mut made), null_mut())?;
+            check(
+                wasmtime_component_deserialize_file(engine.0 .0, c_path(path)?.as_ptr(), &mut made),
+                null_mut(),
+            )?;
             Ok(Component(Owned(made, wasmtime_component_delete)))
         }
     }
@@ -223,7 +270,10 @@ impl<T> Store<T> {
     }
 
     pub fn set_fuel(&mut self, fuel: u64) -> Result<()> {
-        check(unsafe { wasmtime_context_set_fuel(self.context(), fuel) }, null_mut())
+        check(
+            unsafe { wasmtime_context_set_fuel(self.context(), fuel) },
+            null_mut(),
+        )
     }
 
     fn context(&mut self) -> Ptr {
@@ -237,15 +287,23 @@ impl Instance {
     pub fn new<T>(store: &mut Store<T>, module: &Module, _imports: &[()]) -> Result<Instance> {
         let (mut made, mut trap) = ([0; 2], null_mut());
         let module = module.0 .0;
-        let error = unsafe { wasmtime_instance_new(store.context(), module, null_mut(), 0, &mut made, &mut trap) };
+        let error = unsafe {
+            wasmtime_instance_new(store.context(), module, null_mut(), 0, &mut made, &mut trap)
+        };
         check(error, trap)?;
         Ok(Instance(made))
     }
 
-    pub fn get_typed_func<P, R>(&self, store: &mut Store<impl Sized>, name: &str) -> Result<TypedFunc<P, R>> {
+    pub fn get_typed_func<P, R>(
+        &self,
+        store: &mut Store<impl Sized>,
+        name: &str,
+    ) -> Result<TypedFunc<P, R>> {
         let mut found = Extern(0, Func(0, null_mut()), [0]);
         let (text, size) = (name.as_ptr(), name.len());
-        match unsafe { wasmtime_instance_export_get(store.context(), &self.0, text, size, &mut found) } {
+        match unsafe {
+            wasmtime_instance_export_get(store.context(), &self.0, text, size, &mut found)
+        } {
             true if found.0 == 0 => Ok(TypedFunc(found.1, PhantomData)),
             _ => Err(Error(format!("failed to find function export `{name}`"))),
         }
@@ -275,8 +333,20 @@ impl<P: WasmParams> TypedFunc<P, i32> {
     pub fn call<T>(&self, store: &mut Store<T>, params: P) -> Result<i32> {
         let (values, mut result, mut trap) = (params.values(), Value(0, [0; 3]), null_mut());
         let (first, count) = (values.as_ptr(), values.len());
-        check(unsafe { wasmtime_func_call(store.context(), &self.0, first, count, &mut result, 1, &mut trap) }, trap)?;
+        check(
+            unsafe {
+                wasmtime_func_call(
+                    store.context(),
+                    &self.0,
+                    first,
+                    count,
+                    &mut result,
+                    1,
+                    &mut trap,
+                )
+            },
+            trap,
+        )?;
         Ok(result.1[0] as i32)
     }
 }
-
