@@ -72,7 +72,11 @@ async fn ask(address: &str, path: &str, flags: &Flags) -> Result<(), Error> {
         builder = builder.token_file(file);
     }
     if let Some(file) = flag("--ca") {
-        builder = builder.tls(Tls::new().ca(file));
+        let mut tls = Tls::new().ca(file);
+        if let (Some(file), Some(key)) = (flag("--certificate"), flag("--certificate-key")) {
+            tls = tls.client_certificate(file, key);
+        }
+        builder = builder.tls(tls);
     }
     if flag("--store").is_none() {
         builder = builder.without_host_files();

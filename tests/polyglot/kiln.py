@@ -58,6 +58,11 @@ class Kiln:
         """Where it serves gRPC."""
         return self.daemon.address
 
+    @property
+    def socket(self) -> str:
+        """Where it serves gRPC by a Unix socket."""
+        return f"unix:{self.folder}/kiln.sock"
+
     def fresh_module(self) -> Path:
         """Return a module as `module` is, that the daemon has never seen."""
         tag = next(_tags)
@@ -149,6 +154,7 @@ def running_kiln(state: Path, folder: Path) -> Iterator[Kiln]:
     wrong.write_text(wasmkilnd("keys", "show", "--pem", "--state-dir", str(folder / "stranger")))
     flags = ["--workers", "1", "--queue-length", str(QUEUE_LENGTH), "--redis-url", "none"]
     flags += ["--max-module-bytes", str(MAX_MODULE_BYTES)]
+    flags += ["--listen", "127.0.0.1:0", "--listen", f"unix:{folder}/kiln.sock"]
     with Daemon(state, [*flags, "--compile-timeout-s", "120"]) as daemon:
         key = folder / "key.pem"
         key.write_text(wasmkilnd("keys", "show", "--pem", "--state-dir", str(state)))

@@ -231,6 +231,40 @@ def test_tls_and_tokens(kiln: Kiln, secure: Secure, asks: Asks) -> None:
         assert "in plaintext" in remote.text
 
 
+def test_a_unix_socket(kiln: Kiln, asks: Asks) -> None:
+    flags: Words = ["--key", kiln.key_file, "--engine", FULL_ENGINE]
+    assert asks.once(kiln.socket, kiln.module, *flags).what == "compiled"
+
+
+def test_each_reason_that_a_daemon_has(kiln: Kiln, asks: Asks) -> None:
+    reasons = sorted(reasons_of_the_page())
+    upcoming = iter(reasons)
+    details = ErrorInfo(domain="wasmkiln")
+
+    def refuse(_request: bytes, context: Any) -> Iterator[bytes]:
+        details.reason, packed = next(upcoming), Packed()
+        packed.Pack(details)
+        status = Status(code=9, message="cannot", details=[packed]).SerializeToString()
+        context.set_trailing_metadata((("grpc-status-details-bin", status),))
+        context.abort(grpc.StatusCode.FAILED_PRECONDITION, "cannot")
+        yield b""
+
+    with lying_server() as liar:
+        liar.answers["Compile"] = refuse
+        words: Words = ["--digest", "0" * 64, "--times", str(len(reasons))]
+        said = asks(liar.address, kiln.module, *words)
+    assert [line.what for line in said] == reasons
+
+
+def reasons_of_the_page() -> set[str]:
+    """Return the reasons that docs/reference/errors.md has."""
+    page = (ROOT / "docs" / "reference" / "errors.md").read_text()
+    due = set(re.findall(r"^\| `([A-Z_]+)` \| `", page, re.MULTILINE))
+    assert "MODULE_INVALID" in due
+    # What pins are refused for is no concern of clients that cannot pin.
+    return due - {"MODULE_PINNED", "PINS_FULL"}
+
+
 @pytest.mark.parametrize("address", ["localhost", "http://127.0.0.1:1", "127.0.0.1:0"])
 def test_an_address_of_no_use(kiln: Kiln, asks: Asks, address: str) -> None:
     said = asks.once(address, kiln.module)
@@ -403,11 +437,7 @@ def test_java_asks_in_its_pom_for_what_it_imports() -> None:
 
 
 def test_each_reason_has_an_error_in_go_node_and_rust() -> None:
-    page = (ROOT / "docs" / "reference" / "errors.md").read_text()
-    due = set(re.findall(r"^\| `([A-Z_]+)` \| `", page, re.MULTILINE))
-    assert "MODULE_INVALID" in due
-    # What pins are refused for is no concern of clients that cannot pin.
-    due -= {"MODULE_PINNED", "PINS_FULL"}
+    due = reasons_of_the_page()
     for errors in (GO / "errors.go", SOURCE / "lib" / "errors.js", RUST / "src" / "error.rs"):
         assert due - set(re.findall(r"\w+", errors.read_text())) == set(), errors.name
 

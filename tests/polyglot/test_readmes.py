@@ -16,6 +16,7 @@ from tests.polyglot import builds
 from tests.polyglot.conftest import Built
 from tests.polyglot.gotools import offline_modules
 from tests.polyglot.kiln import FULL_ENGINE, Kiln
+from tests.polyglot.rusttools import Rust
 
 pytestmark = pytest.mark.timeout(builds.BUILD_TIMEOUT_S)
 FIVE_MINUTES = (ROOT / "docs" / "start" / "five-minutes.md").read_text()
@@ -28,6 +29,7 @@ FIVE_MINUTES = (ROOT / "docs" / "start" / "five-minutes.md").read_text()
         ("node", "js", "program.mjs"),
         ("go", "go", "program.go"),
         ("java", "java", "Program.java"),
+        ("rust", "rust", "src/main.rs"),
     ],
 )
 def test_the_first_program(
@@ -45,6 +47,10 @@ def test_the_first_program(
     elif language == "java":
         built("java")
         (tmp_path / "wasmkiln").symlink_to(ROOT)
+    elif language == "rust":
+        (tmp_path / "wasmkiln").symlink_to(ROOT)
+        (tmp_path / "src").mkdir()
+        environ |= Rust(built("rust")).environ
     else:
         copy_sources(tmp_path / "wasmkiln")
 
@@ -57,7 +63,7 @@ def test_the_first_program(
         done = shell(each)
         assert done.returncode == 0, done.stderr
     first, due = builds.readme(client, "console").splitlines()
-    assert due == f"{FULL_ENGINE}: … bytes"
+    assert due == f"{FULL_ENGINE}: {'40 + 2 = 42' if language == 'rust' else '… bytes'}"
     done = shell(first.removeprefix("$ "))
     assert re.fullmatch(re.escape(due).replace("…", r"\d{4,}") + "\n", done.stdout), done.stderr
     (tmp_path / "add.wasm").write_text("no module")
