@@ -231,11 +231,6 @@ def test_tls_and_tokens(kiln: Kiln, secure: Secure, asks: Asks) -> None:
         assert "in plaintext" in remote.text
 
 
-def test_a_unix_socket(kiln: Kiln, asks: Asks) -> None:
-    flags: Words = ["--key", kiln.key_file, "--engine", FULL_ENGINE]
-    assert asks.once(kiln.socket, kiln.module, *flags).what == "compiled"
-
-
 def test_each_reason_that_a_daemon_has(kiln: Kiln, asks: Asks) -> None:
     reasons = sorted(reasons_of_the_page())
     upcoming = iter(reasons)
