@@ -44,8 +44,6 @@ from tests.polyglot.rusttools import CLIENT as RUST
 pytestmark = pytest.mark.timeout(builds.BUILD_TIMEOUT_S)
 MAPPING = ["go", "node", "rust"]
 """Those that take files of the host store."""
-CLIENTS = ["cpp", "java", "rust"]
-"""Those that these tests are for."""
 
 
 @pytest.fixture(scope="module")
@@ -475,18 +473,18 @@ def test_what_cannot_be_read_is_no_empty_module(
     assert said.text.startswith(f"cannot read {tmp_path}{name}: ")
 
 
-@pytest.mark.parametrize("asks", CLIENTS, indirect=True)
 def test_no_proxy_gets_what_goes_to_this_machine(
     asks: Asks, kiln: Kiln, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The last is for Java.
     for name in ("http_proxy", "https_proxy", "grpc_proxy", "GRPC_PROXY_EXP"):
         monkeypatch.setenv(name, "127.0.0.1:1" if name.isupper() else "http://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
     said = asks.once(kiln.address, kiln.module, "--timeout-ms", "20000")
     assert said.what == "compiled", said
 
 
-@pytest.mark.parametrize("asks", CLIENTS, indirect=True)
 def test_it_asks_which_artifacts_are_missing(asks: Asks, kiln: Kiln) -> None:
     module = kiln.fresh_module()
     digest = hashlib.sha256(module.read_bytes()).hexdigest()
@@ -496,7 +494,6 @@ def test_it_asks_which_artifacts_are_missing(asks: Asks, kiln: Kiln) -> None:
     assert asks.once(*call, "--missing", digest).size_or_cause == "0"
 
 
-@pytest.mark.parametrize("asks", CLIENTS, indirect=True)
 def test_code_of_the_fast_compiler(asks: Asks, kiln: Kiln, tmp_path: Path) -> None:
     """Only for a call that accepts it."""
     module, fast, best = kiln.fresh_module(), tmp_path / "fast", tmp_path / "best"

@@ -15,8 +15,8 @@ from wasmkiln.v1.types_pb2 import ORIGIN_COMPILED, ORIGIN_REDIS
 from tests.lying import honest
 from tests.lying.server import lying_server
 from tests.polyglot import builds
-from tests.polyglot.builds import Asks, Words, said_in
-from tests.polyglot.kiln import FULL_ENGINE, Kiln
+from tests.polyglot.builds import Asks
+from tests.polyglot.kiln import Kiln
 from tests.polyglot.lies import chunk, header_first, resetting_server
 
 pytestmark = pytest.mark.timeout(builds.BUILD_TIMEOUT_S)
@@ -124,24 +124,3 @@ def test_a_stream_that_is_cut_while_the_connection_goes_on(
     first, second = (each.offset_bytes for each in asked)
     assert first == 0
     assert second in kept
-
-
-@pytest.mark.parametrize("asks", ["go", "node"], indirect=True)
-def test_missing_and_fast(kiln: Kiln, asks: Asks) -> None:
-    module = kiln.fresh_module()
-    digest = hashlib.sha256(module.read_bytes()).hexdigest()
-    words: Words = [kiln.address, module, "--engine", FULL_ENGINE]
-    assert asks.once(*words, "--missing", digest).size_or_cause == "1"
-    assert asks.once(*words, "--accept-fast", "yes").what == "compiled"
-    assert asks.once(*words).what == "compiled"
-    assert asks.once(*words, "--missing", digest).size_or_cause == "0"
-
-
-@pytest.mark.parametrize("asks", ["go", "node"], indirect=True)
-@pytest.mark.parametrize("name", ["http_proxy", "grpc_proxy", "https_proxy"])
-def test_no_proxy_sees_a_token_for_this_machine(kiln: Kiln, asks: Asks, name: str) -> None:
-    # Nobody listens there.
-    proxied = {name: "http://127.0.0.1:1", "no_proxy": "", "NO_PROXY": ""}
-    words: Words = [*asks.argv, kiln.address, kiln.module, "--timeout-ms", "5000"]
-    [said] = said_in(kiln.run(words, proxied).stdout)
-    assert said.what == "compiled"

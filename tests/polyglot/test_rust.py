@@ -142,7 +142,7 @@ def test_ten_cuts_of_an_upload_and_of_a_download(asks: Asks, kiln: Kiln, tmp_pat
         Proxy(int(kiln.address.rpartition(":")[2])) as proxy,
         grpc.insecure_channel(kiln.address) as channel,
     ):
-        proxy.set(Line(stall_after_sent_bytes=SIZE // 9, cut_after_bytes=SIZE // 9))
+        proxy.set(Line(stall_after_sent_bytes=SIZE // 12))
         query_upload = ModuleServiceStub(channel).QueryUpload
         argv = list(map(str, [*asks.argv, f"127.0.0.1:{proxy.port}", module, *flags]))
         with subprocess.Popen(argv, stdout=PIPE, text=True) as running:
@@ -155,6 +155,8 @@ def test_ten_cuts_of_an_upload_and_of_a_download(asks: Asks, kiln: Kiln, tmp_pat
                 eventually(has_more, "too little arrives")
                 held = query_upload(query).held_bytes
                 proxy.cut()
+            assert held < SIZE
+            proxy.set(Line(cut_after_bytes=SIZE // 12))
             output, _ = running.communicate(timeout=120)
         [said] = builds.said_in(output)
     assert said.what == "compiled", said
