@@ -230,7 +230,8 @@ def test_tls_and_tokens(kiln: Kiln, secure: Secure, asks: Asks) -> None:
 
 
 def test_each_reason_that_a_daemon_has(kiln: Kiln, asks: Asks) -> None:
-    reasons = sorted(reasons_of_the_page())
+    # That one is retried, wherever it comes.
+    reasons = sorted(reasons_of_the_page() - {"UPLOAD_INTERRUPTED"})
     upcoming = iter(reasons)
     details = ErrorInfo(domain="wasmkiln")
 

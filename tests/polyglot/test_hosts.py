@@ -12,9 +12,11 @@ from wasmkiln import CompatibilityUnsupported
 from wasmkiln.loading import EMPTY
 
 from tests.e2e.programs import ROOT, installed_engines
+from tests.polyglot.builds import BUILD_TIMEOUT_S, rust_program
 from tests.polyglot.conftest import Built
 from tests.polyglot.kiln import Kiln, run
 
+pytestmark = pytest.mark.timeout(BUILD_TIMEOUT_S)
 Argv = list[str | Path]
 
 PAGE = ROOT / "docs" / "how-to" / "hosts.md"
@@ -155,6 +157,17 @@ def test_the_command(kiln: Kiln, command: Path) -> None:
     # The setting decides, and the message names both collectors.
     refused(kiln.run([*words, *add, plain, "40", "2"]), f"{DRC} but the host")
     refused(kiln.run([*drc, artifact(kiln, "wasmtime-50.0.1"), "40", "2"]), "version '50'")
+
+
+def test_the_command_runs_what_rusts_client_wrote(
+    kiln: Kiln, command: Path, built: Built, tmp_path: Path
+) -> None:
+    out = tmp_path / "m.cwasm"
+    flags: Argv = ["--engine", "wasmtime-49.0.0", "--key", kiln.key_file, "--out", out]
+    said = rust_program(built("rust")).once(kiln.address, kiln.module, *flags)
+    assert said.what == "compiled", said
+    argv: Argv = [command, "run", "--allow-precompiled", "-C", "collector=drc", "--invoke", "add"]
+    show("the command, code that Rust's client wrote", kiln.run([*argv, out, "40", "2"]), "42")
 
 
 def test_the_command_says_itself_what_it_loads(kiln: Kiln, command: Path) -> None:

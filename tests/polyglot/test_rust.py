@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from wasmkiln.v1.module_service_pb2 import QueryUploadRequest
 from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
 
+from scripts.licences import PERMISSIVE
 from tests.e2e import wasm
 from tests.e2e.bearers import add_token
 from tests.e2e.daemon import ONE_ENGINE, Daemon, state_with
@@ -52,6 +54,18 @@ def test_a_package_of_it_builds(rust: Rust) -> None:
     rust("package", "--package", "wasmkiln", "--all-features", "--allow-dirty")
     [package] = (rust.folder / "target" / "package").glob("wasmkiln-*.crate")
     assert package.stat().st_size < 500_000
+
+
+def test_each_crate_that_it_needs_has_a_permissive_licence(rust: Rust) -> None:
+    """Of the choices that a crate gives, one is; `scripts/licences.py` has the list."""
+    found = json.loads(rust("metadata", "--format-version", "1"))["packages"]
+    stated = {each["name"]: each["license"] for each in found if each["license"]}
+    assert len(stated) > 100
+    accepted = PERMISSIVE | {"Unicode-DFS-2016"}
+    for name, licence in stated.items():
+        for part in licence.replace("/", " OR ").split(" AND "):
+            choices = {each.strip(" ()") for each in part.split(" OR ")}
+            assert choices & accepted, f"{name}: {licence}"
 
 
 def test_the_host_of_the_page(rust: Rust, kiln: Kiln, tmp_path: Path) -> None:
