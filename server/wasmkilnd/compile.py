@@ -622,9 +622,10 @@ class Compiler:
 
     async def _confirm(self, request: Request) -> None:
         """Compare code for the caller's engine with what that engine shows, once."""
-        shown, terms = request.compatibility, request.terms
-        fit = self.engines.fits.get(shown)
-        if shown and not (fit and fit.made):
+        if not (shown := request.compatibility):
+            return
+        fit, terms = self.engines.fits.get(shown), request.terms
+        if not (fit and fit.made):
             confirm = partial(self.engines.confirm, shown, terms.waiter.caller)
             await self.flights.join(("fits", shown), terms.waiter, confirm, terms.quota).wait()
 
