@@ -75,7 +75,7 @@ def held_bytes(wasm: bytes | Spooled) -> int:
     return min(len(wasm), CHUNK_BYTES) if isinstance(wasm, Spooled) else len(wasm)
 
 
-def frame(*parts: bytes | bytearray | memoryview) -> bytes:
+def frame(*parts: bytes | memoryview) -> bytes:
     """Serialize one chunk message, whose chunk may come in parts."""
     return b"".join((_CHUNK_TAG, varint(sum(map(len, parts))), *parts))
 

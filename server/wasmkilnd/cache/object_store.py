@@ -31,7 +31,7 @@ import re
 import secrets
 import stat
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -108,41 +108,63 @@ class _Late(_Silent):
 
 
 class Stored:
-    """An object that was found, whose bytes are read once."""
+    """An object that was found. Its end is had first, then all of it, once and in order.
+
+    The end is the last that arrives: all before it is in memory until it is taken.
+    """
 
     def __init__(self, size_bytes: int, version: Version, chunks: Iterator[Any]) -> None:
         self.size_bytes, self.version, self._coming = size_bytes, version, chunks
+        self._held, self._missing_bytes = deque[memoryview](), size_bytes
 
-    def whole(self) -> bytearray:
-        """Return all bytes. Block; raise ValueRejected."""
-        data = bytearray()
+    def end(self, size_bytes: int) -> bytes:
+        """Return the last bytes, or all if there are fewer. Block; raise ValueRejected."""
         for chunk in self._coming:
-            data += memoryview(chunk)
-            if len(data) > self.size_bytes:
+            self._held.append(memoryview(chunk))
+            self._missing_bytes -= len(chunk)
+            if self._missing_bytes < 0:
                 raise ValueRejected(Cause.FORMAT, "the value is longer than its store said")
-        return data
+        parts = list[memoryview]()
+        for chunk in reversed(self._held):
+            if not size_bytes:
+                break
+            parts.append(chunk[-size_bytes:])
+            size_bytes -= len(parts[-1])
+        return b"".join(reversed(parts))
+
+    def take(self, size_bytes: int) -> Iterator[memoryview]:
+        """Return the next bytes, in pieces; fewer where the object ends."""
+        while size_bytes and self._held:
+            chunk = self._held.popleft()
+            if rest := chunk[size_bytes:]:
+                self._held.appendleft(rest)
+            size_bytes -= len(chunk) - len(rest)
+            yield chunk[: len(chunk) - len(rest)]
 
     def verified(
         self, key: Key, sealer: Sealer, is_too_large: Callable[[Opened], bool]
     ) -> Artifact | Module | None:
-        """Return the value. None for one that is too large, or that is deleted meanwhile.
+        """Return the value, each frame checked as it is taken.
+
+        Return None for one that is too large, or that is deleted meanwhile.
 
         Raise ValueRejected.
         """
         try:
-            data, frames = self.whole(), list[bytes]()
+            head_bytes = value.head_bytes(self.end(value.TRAILER_BYTES))
+            opened, frames = value.open_value(self.end(head_bytes), key, sealer), list[bytes]()
+            if opened.stored_bytes != self.size_bytes:
+                raise ValueRejected(Cause.FORMAT, "the value's length is not what its head says")
+            if is_too_large(opened):
+                return None
+            for index, one in enumerate(opened.frames):
+                frames.append(wire.frame(*self.take(one.stored_bytes)))
+                opened.check(index, *wire.payload_views(frames[-1:]))
+            return value.with_frames(opened, frames)
         except FileNotFoundError:
             return None
-        opened = value.open_value(data, key, sealer)
-        if opened.stored_bytes != self.size_bytes:
-            raise ValueRejected(Cause.FORMAT, "the value's length is not what its head says")
-        if is_too_large(opened):
-            return None
-        for index, one in reversed([*enumerate(opened.frames)]):
-            with memoryview(data) as view, view[one.offset : one.ends] as stored:
-                frames.append(wire.frame(opened.check(index, stored)))
-            del data[one.offset :]  # So that a large value is not in memory twice.
-        return value.with_frames(opened, frames[::-1])
+        finally:
+            self._held.clear()  # Its bytes do not count any more.
 
 
 class Files:
@@ -767,7 +789,7 @@ class ObjectStore(SharedTier[Bucket]):
         """Return the size of a stored value; None if there is none."""
         return (await self.link.run(partial(self.link.store.look, self.name_of(key))))[0]
 
-    async def whole(self, key: Key, limit_bytes: int) -> bytearray | None:
+    async def whole(self, key: Key, limit_bytes: int) -> bytes | None:
         """Return the bytes of a stored value, unverified. Raise ValueRejected."""
         stored = await self.link.run(partial(self.link.store.get, self.name_of(key)))
         if stored is None:
@@ -775,7 +797,7 @@ class ObjectStore(SharedTier[Bucket]):
         if stored.size_bytes > limit_bytes:  # Daemons with a higher limit use it.
             raise ValueRejected(Cause.VERSION, "it is above max_artifact_bytes")
         more = Allowance(stored.size_bytes / shared_tier.READ_BYTES_PER_S)
-        return await self.link.run(stored.whole, more=more)
+        return await self.link.run(partial(stored.end, stored.size_bytes), more=more)
 
     async def delete(self, page: Sequence[tuple[Key, int]], scope: EvictScope) -> Evicted:
         """Delete values whose sizes are given, but for what ``scope`` leaves."""

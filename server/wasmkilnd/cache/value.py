@@ -82,7 +82,7 @@ _AHEAD = 4  # Frames of an artifact in memory that nobody has taken yet.
 # The layer field of a component's preamble, see compile.admit.
 _PREAMBLE, _COMPONENT_LAYER = b"\0asm", b"\x01\0"
 
-Payload: TypeAlias = "bytes | bytearray | memoryview"
+Payload: TypeAlias = "bytes | memoryview"
 _Pairs: TypeAlias = tuple[tuple[str, str], ...]
 
 

@@ -53,13 +53,13 @@ class Slow(Files):
         self.hold("get", *asked)
         found = super().get(*asked)
         if found and "read" in self.gates:
-            whole = found.whole
+            end = found.end
 
-            def held() -> Any:
+            def held(size_bytes: int) -> Any:
                 self.hold("read")
-                return whole()
+                return end(size_bytes)
 
-            found.whole = held  # type: ignore[method-assign]
+            found.end = held  # type: ignore[method-assign]
         return found
 
     def put(self, *asked: Any) -> bool:
@@ -208,7 +208,7 @@ async def test_a_large_value_has_more_time(site: Site, monkeypatch: pytest.Monke
 def test_no_more_is_read_than_the_store_said() -> None:
     found = object_store.Stored(10, (), iter([bytes(5)] * 4))
     with pytest.raises(ValueRejected, match="longer than its store said"):
-        found.whole()
+        found.end(5)
     assert len(list(found._coming)) == 1
 
 
