@@ -1047,7 +1047,8 @@ def _chosen(name: str, argument: Any, default: T, parse: Callable[[Any], T], wha
         value = os.environ.get(name) or default
     number: Any = 0
     with suppress(ValueError):
-        number = parse(value)
+        # Nothing that parses is imported for the default.
+        number = default if value is default else parse(value)
     if not 0 < number < float("inf"):
         raise ValueError(f"{name} has to be {what} above 0, not {str(value)[:100]!r}")
     return cast("T", number)
