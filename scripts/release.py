@@ -7,6 +7,9 @@ wasmkiln-VERSION-changes.md           this version's section of CHANGELOG.md
 wasmkiln-chart-VERSION.tgz            the Helm chart
 wasmkiln-protos-VERSION.tar.gz        the contract: protos/ without buf's own files
 wasmkiln.binpb                        its descriptor set, with all imports and comments
+wasmkiln-VERSION.crate                the Rust client, as `cargo package` names it
+wasmkiln-node-VERSION.tgz             the Node client: npm installs the file
+wasmkiln-{go,java,cpp}-VERSION.tar.gz the other clients' sources
 SHA256SUMS                            of all the others
 
 `make dist` runs this. The dates in the archives are those of the last commit, or
@@ -32,6 +35,14 @@ from scripts.version import ROOT, version_of
 PROTOS = ROOT / "protos"
 CHART = ROOT / "deploy" / "helm" / "wasmkiln"
 SUMS = "SHA256SUMS"
+# The archive of each client, and the folder in it that the language's tools expect.
+CLIENTS = {
+    "rust": ("wasmkiln-{}.crate", "wasmkiln-{}"),
+    "node": ("wasmkiln-node-{}.tgz", "package"),
+    "go": ("wasmkiln-go-{}.tar.gz", "wasmkiln-go-{}"),
+    "java": ("wasmkiln-java-{}.tar.gz", "wasmkiln-java-{}"),
+    "cpp": ("wasmkiln-cpp-{}.tar.gz", "wasmkiln-cpp-{}"),
+}
 
 
 class NotReadyError(SystemExit):
@@ -62,6 +73,7 @@ def build(folder: Path) -> list[Path]:
         f"{name}-changes.md": text.encode(),
         f"wasmkiln-chart-{version}.tgz": chart(),
         **contract(version),
+        **clients(version, sources),
     }
     for file, content in written.items():
         (folder / file).write_bytes(content)
@@ -113,6 +125,20 @@ def contract(version: str) -> dict[str, bytes]:
     contents |= {"wasmkiln.binpb": image, "LICENSE": (ROOT / "LICENSE").read_bytes()}
     name = f"wasmkiln-protos-{version}"
     return {f"{name}.tar.gz": packed(name, contents), "wasmkiln.binpb": image}
+
+
+def clients(version: str, sources: Path) -> dict[str, bytes]:
+    """Return an archive of each other language's client, by its name: all have the contract."""
+    with tarfile.open(sources) as tar:
+        entries = {each.name.partition("/")[2]: tar.extractfile(each) for each in tar}
+        held = {name: file.read() for name, file in entries.items() if file}
+    shared = {name: held[name] for name in held if name == "LICENSE" or name.endswith(".proto")}
+    found = {}
+    for language, (archive, folder) in CLIENTS.items():
+        own, start = dict(shared), f"client/{language}/"
+        own |= {name.removeprefix(start): held[name] for name in held if name.startswith(start)}
+        found[archive.format(version)] = packed(folder.format(version), own)
+    return found
 
 
 def packed(folder: str, files: dict[str, bytes]) -> bytes:

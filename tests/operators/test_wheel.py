@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from uv import find_uv_bin
 
-from scripts.release import SUMS, build, build_packages
+from scripts.release import CLIENTS, SUMS, build, build_packages
 from scripts.version import ROOT, version_of
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
 from tests.e2e.programs import WASMKILN, installed_engines
@@ -115,6 +115,19 @@ def test_the_sums_are_those_of_all_files(dist: Path) -> None:
     }
     for kind in (".whl", ".tar.gz", "requirements.txt", "changes.md", ".tgz", ".binpb"):
         assert any(name.endswith(kind) for name in sums), kind
+
+
+def test_each_clients_archive_has_its_folder_and_the_contract(dist: Path) -> None:
+    tracked = _run("git", "-C", str(ROOT), "ls-files").splitlines()
+    protos = {name for name in tracked if name.endswith(".proto")}
+    for language, (archive, folder) in CLIENTS.items():
+        start = f"client/{language}/"
+        held = {name.removeprefix(start) for name in tracked if name.startswith(start)}
+        held |= protos | {"LICENSE"}
+        with tarfile.open(dist / archive.format(VERSION)) as tar:
+            names = tar.getnames()
+        assert set(names) == {f"{folder.format(VERSION)}/{each}" for each in held}
+        assert len(names) > 10
 
 
 def test_the_wheel_works_outside_of_the_tree(installed: Path, tmp_path: Path) -> None:

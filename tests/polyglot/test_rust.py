@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 from subprocess import PIPE
 
@@ -16,6 +18,8 @@ from wasmkiln.v1.module_service_pb2 import QueryUploadRequest
 from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
 
 from scripts.licences import PERMISSIVE
+from scripts.release import build_packages, clients
+from scripts.version import ROOT, version_of
 from tests.e2e import wasm
 from tests.e2e.bearers import add_token
 from tests.e2e.daemon import ONE_ENGINE, Daemon, state_with
@@ -30,6 +34,7 @@ from tests.polyglot.rusttools import Rust
 
 pytestmark = pytest.mark.timeout(builds.BUILD_TIMEOUT_S)
 SIZE = 16_000_000
+CARGOS_OWN = ("/Cargo.lock", "/Cargo.toml.orig", "/.cargo_vcs_info.json")
 NO_WARNINGS = ("--", "--deny", "warnings")
 
 
@@ -50,10 +55,17 @@ def test_its_documentation_has_no_warning_and_its_examples_compile(rust: Rust) -
     rust("test", "--quiet", "--package", "wasmkiln", "--all-features")
 
 
-def test_a_package_of_it_builds(rust: Rust) -> None:
+def test_a_package_of_it_builds(rust: Rust, tmp_path: Path) -> None:
     rust("package", "--package", "wasmkiln", "--all-features", "--allow-dirty")
     [package] = (rust.folder / "target" / "package").glob("wasmkiln-*.crate")
     assert package.stat().st_size < 500_000
+    # What a release has under the same name holds all of it but what cargo writes itself.
+    with tarfile.open(package) as tar:
+        written = {name for name in tar.getnames() if not name.endswith(CARGOS_OWN)}
+    version = version_of(ROOT)
+    _, sources = build_packages(tmp_path, version)
+    with tarfile.open(fileobj=io.BytesIO(clients(version, sources)[package.name])) as tar:
+        assert written <= set(tar.getnames())
 
 
 def test_each_crate_that_it_needs_has_a_permissive_licence(rust: Rust) -> None:
