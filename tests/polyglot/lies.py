@@ -33,7 +33,7 @@ from tests.polyglot.kiln import FULL_ENGINE, Kiln
 TRUTH = "the truth"
 SHOWN = frozenset(
     {"origin", "queue_time", "compile_time", "imports", "exports", "types_truncated"}
-    | {"signer_certificate"}
+    | {"signer_certificate", "compatibility"}
 )
 """Fields on which nothing depends, so that clients compare them with nothing."""
 _MISMATCH = "ARTIFACT_MISMATCH"

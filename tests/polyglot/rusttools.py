@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -92,8 +93,8 @@ class Rust:
     @property
     def environ(self) -> Mapping[str, str]:
         """What makes it build with Debian's crates and without the network."""
-        # It is elsewhere where rustup has installed it; a second toolchain is never fetched.
-        rustup = os.environ.get("RUSTUP_HOME", str(Path.home() / ".rustup"))
+        # rustup looks below HOME, which may be another's; a second toolchain is never fetched.
+        rustup = os.environ.get("RUSTUP_HOME", f"{pwd.getpwuid(os.geteuid()).pw_dir}/.rustup")
         return {
             "CARGO_HOME": str(self.home),
             "CARGO_TARGET_DIR": str(self.folder / "target"),
