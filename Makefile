@@ -27,6 +27,7 @@ PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
 # What failed stands in a folder of its own, which no other run of pytest writes to meanwhile.
 SUITE = $(PYTEST) -o cache_dir=.work/test-cache --ignore=tests/polyglot --ignore=tests/operators
 CROWD = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
+BY_LANGUAGE = -n 2 --dist loadgroup
 # Words of pip-audit, and of errors that it does not catch, where the data cannot be had.
 NO_DATA := Could not connect|ConnectionError|ServiceError|Timeout|Max retries|could not be audited
 # The contract of the last release: what callers were promised.
@@ -109,7 +110,7 @@ bench: $(VENV)/.dev ## measure each figure beside its yardstick, in one run
 
 test-polyglot test-operators: $(VENV)/.dev ## test clients in other languages; test with operators' tools
 	@$(BIN)/python -m tests.$(@:test-%=%).toolchains
-	@$(if $(filter %operators,$@),OPERATORS,POLYGLOT)=all $(PYTEST) tests/$(@:test-%=%) $(if $(filter %operators,$@),$(CROWD),-s) $(ARGS)
+	@$(if $(filter %operators,$@),OPERATORS,POLYGLOT)=all $(PYTEST) tests/$(@:test-%=%) $(if $(filter %operators,$@),$(CROWD),$(BY_LANGUAGE)) $(ARGS)
 
 test-pythons soak faults attack hostile verdicts large fuzz: $(VENV)/.dev ## long runs, of minutes each (ARGS=--help)
 	@$(BIN)/$(if $(filter fuzz,$@),pytest tests/fuzz --hypothesis-profile fuzz --timeout 0,python -m tests.$(@:test-%=%)) $(or $(ARGS),$(if $(filter verdicts,$@),--generate 1000))

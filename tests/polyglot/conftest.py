@@ -8,12 +8,21 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.daemon import ONE_ENGINE, fresh_state
-from tests.e2e.programs import ROOT, installed_engines
+from tests.e2e.programs import installed_engines
 from tests.polyglot import builds
 from tests.polyglot.kiln import Kiln, Secure, running_kiln, running_secure
-from tests.polyglot.toolchains import LANGUAGES
+from tests.polyglot.toolchains import BUILT, LANGUAGES
 
 Built = Callable[[str], Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of a language in one process, so that it is built once."""
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        named = (each for each in builds.PROGRAMS if each in item.nodeid)
+        group = params.get("asks") or params.get("language") or next(named, "others")
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
@@ -38,12 +47,12 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
 
 
 @pytest.fixture(scope="session")
-def built() -> Built:
-    """Return the folder where a language keeps what it builds, once it can be built."""
+def built(worker_id: str) -> Built:
+    """Return the folder where a language keeps what this process builds, once it can be built."""
 
     def folder_of(language: str) -> Path:
         LANGUAGES.demand(language)
-        folder = ROOT / ".work" / "polyglot" / language
+        folder = BUILT / worker_id / language
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
