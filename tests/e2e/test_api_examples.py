@@ -17,7 +17,7 @@ PAGES = (
     "reference/api",
     "reference/module-service",
     "reference/compile",
-    "how-to/fast-first",
+    "how-to/warm",
     "reference/errors",
     "reference/admin-service",
 )
