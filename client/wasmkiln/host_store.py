@@ -55,7 +55,7 @@ SYSTEM = Path("/var/cache/wasmkiln")
 """Where the systemd unit has it."""
 
 CheckFiles = Literal["always", "once", "owner"]
-"""Whether digest and signature of a mapped file are checked: docs/reference/host-store.md."""
+"""Whether digest and signature of a mapped file are checked: docs/how-to/host-store.md."""
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _FOLDER = _READ | os.O_DIRECTORY

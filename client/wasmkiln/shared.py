@@ -110,7 +110,7 @@ def engine_id(engine: Any) -> str:
 #       artifact.dsse.json                                     its attestation, if the daemon signs
 #   <directory>/ns/<namespace>/                                all of it again, for a namespace
 #
-# docs/reference/host-store.md says the same for other languages.
+# docs/how-to/host-store.md says the same for other languages.
 
 ENGINES = "engines.json"
 ARTIFACT = "artifact"

@@ -24,6 +24,7 @@ RUN = {
     "how-to/cache.md": (1, "tests/e2e/test_cache_tools.py"),
     "how-to/call-with-credentials.md": (5, "tests/e2e/test_access_clients.py"),
     "how-to/deploy.md": (2, "tests/operators/test_systemd.py"),
+    "how-to/host-store.md": (1, "tests/unit/client/test_recipe.py"),
     "how-to/hosts.md": (2, "tests/polyglot/test_hosts.py"),
     "how-to/http.md": (2, "tests/e2e/test_http.py"),
     "how-to/install.md": (1, "tests/e2e/test_completion.py"),
@@ -34,7 +35,6 @@ RUN = {
     "reference/api.md": (4, "tests/e2e/test_api_examples.py"),
     "reference/compile.md": (4, "tests/e2e/test_api_examples.py"),
     "reference/errors.md": (1, "tests/e2e/test_api_examples.py"),
-    "reference/host-store.md": (1, "tests/unit/client/test_recipe.py"),
     "reference/module-service.md": (5, "tests/e2e/test_api_examples.py"),
     "start/five-minutes.md": (7, "tests/e2e/test_first_steps.py"),
 }

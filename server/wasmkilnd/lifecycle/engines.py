@@ -415,7 +415,7 @@ def _defaults(offers: model.EngineCapabilities | model.TargetInfo) -> dict[str, 
 def served_engines(engines: EngineRegistry) -> dict[str, Any]:
     """Return the document that the host store keeps as ``engines.json``.
 
-    Clients compute fingerprints from it without a call; docs/reference/host-store.md says how.
+    Clients compute fingerprints from it without a call; docs/how-to/host-store.md says how.
     Engines come in the order in which a request's name chooses among them: the one that a name
     stands for is the first of its name.
     """

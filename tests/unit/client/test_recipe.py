@@ -1,4 +1,4 @@
-"""The recipes in docs/reference/host-store.md and docs/how-to/host-store.md work as written."""
+"""The recipes in docs/how-to/host-store.md work as written."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ import pytest
 from tests.e2e import wasm
 from tests.host_store_writer import StoreWriter
 
-DOCS = Path(__file__).resolve().parents[3] / "docs"
-PAGES = (DOCS / "reference" / "host-store.md", DOCS / "how-to" / "host-store.md")
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "how-to" / "host-store.md"
 
 
 def block(language: str, start: str) -> str:
-    """Return the pages' block in a language that begins so."""
-    text = "".join(page.read_text() for page in PAGES)
-    found = re.search(rf"```{language}\n({re.escape(start)}.*?)```", text, re.DOTALL)
+    """Return the page's block in a language that begins so."""
+    found = re.search(rf"```{language}\n({re.escape(start)}.*?)```", PAGE.read_text(), re.DOTALL)
     assert found
     return found[1]
 
