@@ -304,7 +304,7 @@ def test_they_ask_for_the_job_that_the_service_monitor_makes() -> None:
 
 
 def test_a_runbook_is_a_page_of_the_address_that_is_given() -> None:
-    page = "https://docs.example.org/reference/alerts.html"
+    page = "https://docs.example.org/how-to/troubleshoot.html"
     given = {"prometheusRule": {"enabled": True, "runbookUrl": page, "labels": {"release": "x"}}}
     rendered = render(given)
     for rule in _rules(rendered, "kiln-wasmkiln"):

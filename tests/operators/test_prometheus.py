@@ -159,7 +159,7 @@ def test_the_page_on_monitoring_is_right(needs: Needs, tmp_path: Path) -> None:
         subprocess.run(commands, shell=True, cwd=tmp_path, check=True)
     links = re.findall(r"runbook_url: (.+)", (tmp_path / "alerts.yml").read_text())
     assert len(links) == len(ALERTS)
-    assert "https://docs.example.org/reference/alerts.html#wasmkilndown" in links
+    assert "https://docs.example.org/how-to/troubleshoot.html#wasmkilndown" in links
     promtool(needs, "check", "rules", str(tmp_path / "alerts.yml"))
 
 

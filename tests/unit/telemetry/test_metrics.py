@@ -279,7 +279,7 @@ def test_the_page_of_metrics_has_each_metric_with_its_type_and_labels() -> None:
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "deploy" / "prometheus-alerts.yml").read_text()
-RUNBOOKS = "docs/reference/alerts.md"
+RUNBOOKS = "docs/how-to/troubleshoot.md"
 MOST = 14
 """Alerts: those that a person would get up for, or look at in the morning."""
 _MATCHER = re.compile(r'(\w+)(=~|!~|!=|=)"([^"]*)"')
