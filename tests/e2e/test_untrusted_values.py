@@ -174,7 +174,7 @@ def test_no_other_value_is_served(site: Site, how: str) -> None:
 
 
 def test_an_old_value_with_all_unchanged_is_used(site: Site) -> None:
-    """It is what this daemon made of this module: docs/explanation/redis.md says so."""
+    """It is what this daemon made of this module: docs/explanation/shared-tiers.md says so."""
     old = site.ours[SMALL]
     site.client.evict(wasm.digest(SMALL))
     assert site.asked(SMALL).header.attestation != old.artifact.header.attestation
