@@ -464,7 +464,7 @@ def judge(figures: Figures) -> list[Check]:
 
 
 def markdown(figures: Figures, checks: Sequence[Check]) -> str:
-    """Return all figures as tables for docs/explanation/attacks.md."""
+    """Return all figures as tables for docs/explanation/reliability.md."""
     rows = [[cell(phase) for cell in COLUMNS.values()] for phase in figures.phases]
     return "\n".join([*promises(checks), "", *table(tuple(COLUMNS), rows)])
 
