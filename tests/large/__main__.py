@@ -14,8 +14,8 @@ from tests.corpus.modules import LARGE_MODULES
 from tests.large.run import ENGINE, run
 from tests.promises import broken, ended, teller
 
-PAGE = ROOT / "docs" / "reference" / "large.md"
-FROM_HERE = "## Measured\n\n"
+PAGE = ROOT / "docs" / "how-to" / "size.md"
+FROM_HERE = "### Measured\n\n"
 
 
 def main() -> int:
@@ -23,7 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make large", description=__doc__)
     names = [module.name for module in LARGE_MODULES]
     parser.add_argument("--only", action="append", choices=names, help="this one; repeatable")
-    parser.add_argument("--page", action="store_true", help=f"write {PAGE.relative_to(ROOT)}, too")
+    parser.add_argument("--page", action="store_true", help=f"fill {PAGE.relative_to(ROOT)}, too")
     options, tell = parser.parse_args(), teller("large")
     modules = [one for one in LARGE_MODULES if one.name in (options.only or names)]
     with tempfile.TemporaryDirectory(prefix="wasmkiln-large-") as folder:

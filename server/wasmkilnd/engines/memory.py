@@ -48,7 +48,7 @@ _MIB = 2**20
 # stack 2 MiB. Of 2 to 64 threads, 60 to 80 % of it was mapped.
 _UNUSED_BYTES = 128 * _MIB + min(ARENAS, cpu_count()) * 64 * _MIB + cpu_count() * 2 * _MIB
 # What a module needs, and for each of its bytes: of 36 real modules up to 69 MB none touched more,
-# with 64 threads either (docs/reference/large.md). That most need a quarter says nothing of others.
+# with 64 threads either (docs/how-to/size.md). That most need a quarter says nothing of others.
 _GUESS_BYTES, _GUESS = 128 * _MIB, 160
 # What a worker and its job take of the group's memory beyond what the job has reserved: what the
 # kernel keeps for them, page tables apart, and the worker's pages that the job changes.
