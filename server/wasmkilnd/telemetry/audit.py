@@ -6,7 +6,7 @@ answer. So a daemon that is killed after it answered has lost nothing, and sever
 last seconds: the daemon does not wait for the disk. Others may rename the file or delete it: the
 next line makes it anew.
 
-Each line has ``time``, ``event``, ``identity`` and ``code``; docs/reference/identities.md lists the
+Each line has ``time``, ``event``, ``identity`` and ``code``; docs/reference/logs.md lists the
 events and the other fields. No line has a secret, or bytes of a module. Texts of callers are cut,
 and are ASCII once they are JSON, so that no line exceeds 16 KiB.
 
@@ -55,7 +55,7 @@ _IDENTITY_LENGTH = 400
 _TEXT_LENGTH = 200
 
 
-# Named as in docs/reference/identities.md, which says what each is about.
+# Named as in docs/reference/logs.md, which says what each is about.
 Event: TypeAlias = Literal[
     "compile", "upload", "admin", "refusal", "change", "start", "stop", "lost"
 ]
