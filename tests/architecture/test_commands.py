@@ -23,6 +23,7 @@ NOT_RUN = ' title="not run by a test"'
 RUN = {
     "how-to/cache.md": (1, "tests/e2e/test_cache_tools.py"),
     "how-to/call-with-credentials.md": (5, "tests/e2e/test_access_clients.py"),
+    "how-to/fleet.md": (5, "tests/e2e/test_fleet_page.py"),
     "how-to/deploy.md": (2, "tests/operators/test_systemd.py"),
     "how-to/host-store.md": (1, "tests/unit/client/test_recipe.py"),
     "how-to/hosts.md": (2, "tests/polyglot/test_hosts.py"),
