@@ -103,8 +103,8 @@ def show_config(
 ) -> None:
     """Print every setting, where its value came from, and who may do what.
 
-    Exit with 2, and a sentence, for what `serve` could not use: keys, certificates, passwords,
-    tokens, engines, addresses; and what the object store refuses.
+    Exit with 2, and a sentence, for what `serve` could not use: directories, keys, certificates,
+    passwords, tokens, engines, addresses; and what the object store refuses.
     """
     from wasmkilnd import settings_loader as show
     from wasmkilnd.commands.shared import ready

@@ -36,12 +36,20 @@ def test_what_is_right_is_shown_and_makes_nothing(state: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert 'default_engine = "wasmtime"' in done.stdout
     assert sorted(state.rglob("*")) == before
+    done = run("config", state / "none" / "state")
+    assert done.returncode == 0, done.stderr
+    assert sorted(state.rglob("*")) == before
 
 
 SECRET = "secret-nonsense"
 OTEL = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://[::1]:1", "OTEL_EXPORTER_OTLP_TIMEOUT": "x"}
 # By what cannot be used: flags, variables, and how the sentence begins. {tmp} is a folder.
 UNUSABLE: dict[str, tuple[str, dict[str, str], str]] = {
+    "state directory": (
+        "--state-dir {tmp}/open.json/x",
+        {},
+        "cannot make the state directory {tmp}/open.json/x: File exists; choose another",
+    ),
     "signing key": ("", {"WASMKILN_SIGNING_KEY": SECRET}, "WASMKILN_SIGNING_KEY: "),
     "default engine": ("--default-engine wasmtime-49.0.0", {}, "WASMKILN_DEFAULT_ENGINE: "),
     "alias": (

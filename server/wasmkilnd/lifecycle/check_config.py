@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from wasmkilnd import options, tenants
 from wasmkilnd.access import guard, tls
 from wasmkilnd.cache.object_store import prefix_of
-from wasmkilnd.files import ownership
 from wasmkilnd.lifecycle import engines, preflight, running
 from wasmkilnd.network import IN_USE, cannot_listen
 from wasmkilnd.redis.servers import check_files
@@ -31,7 +31,7 @@ def check(settings: Settings) -> guard.Access:
     """
     if why := preflight.limits_too_low(settings):
         raise preflight.CannotStart(why)
-    ownership.check_path(settings.state_dir)
+    _check_state(settings)
     _check_audit(settings)
     if traces := tracing.open_tracing(""):
         traces.close()
@@ -53,6 +53,18 @@ def check(settings: Settings) -> guard.Access:
         for setting, address in settings.addresses:
             _check_address(setting, address)
     return access
+
+
+def _check_state(settings: Settings) -> None:
+    """Make the state directory, and remove what was not there before."""
+    state_dir = settings.state_dir.absolute()
+    missing = [each for each in (state_dir, *state_dir.parents) if not os.path.lexists(each)]
+    try:
+        preflight.make_state_dir(settings)
+    finally:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _check_audit(settings: Settings) -> None:

@@ -81,24 +81,29 @@ def limits_too_low(settings: Settings) -> str:
 
 def check_host(settings: Settings) -> None:
     """Make the state directory. Raises CannotStart where this host or user rules a setting out."""
+    if why := limits_too_low(settings):
+        raise CannotStart(why)
+    make_state_dir(settings)
+    jobs, beside = settings.effective_compile_memory_total_bytes, settings.beside_jobs_bytes
+    if jobs + beside > memory_bytes():
+        advice = "lower compile_memory_total_bytes, memory_bytes, receive_bytes, or"
+        advice += " embedded_redis_bytes; or give the daemon more memory"
+        about = {"jobs": jobs, "all_else": beside, "memory": memory_bytes(), "advice": advice}
+        log.warning("the daemon may use more memory than there is", **about)
+    for folder, files in take_back_private(settings):
+        log.warning("took the group's rights to private files", folder=str(folder), files=files)
+
+
+def make_state_dir(settings: Settings) -> None:
+    """Make the state directory, where it is not there. Raises CannotStart, and NotOurs."""
     try:
-        if why := limits_too_low(settings):
-            raise CannotStart(why)
         refuse_root(settings.state_dir)
         make_folder(settings.state_dir)
-        jobs, beside = settings.effective_compile_memory_total_bytes, settings.beside_jobs_bytes
-        if jobs + beside > memory_bytes():
-            advice = "lower compile_memory_total_bytes, memory_bytes, receive_bytes, or"
-            advice += " embedded_redis_bytes; or give the daemon more memory"
-            about = {"jobs": jobs, "all_else": beside, "memory": memory_bytes(), "advice": advice}
-            log.warning("the daemon may use more memory than there is", **about)
     except OSError as failure:
         raise CannotStart(
             f"cannot make the state directory {settings.state_dir}: {failure.strerror};"
             " choose another with --state-dir or WASMKILN_STATE_DIR"
         ) from None
-    for folder, files in take_back_private(settings):
-        log.warning("took the group's rights to private files", folder=str(folder), files=files)
 
 
 def connections_per_address(settings: Settings, engines: int) -> int:
