@@ -138,10 +138,9 @@ def test_keys_are_trusted_distrusted_and_revoked(keys: Keys, tmp_path: Path) -> 
     # A key that is not here can be revoked, too.
     keys("revoke", three.id, one.id)
     assert keys.directory.revoked() == {one.id, three.id}
-    rows = keys.rows()
-    assert rows.keys() == {signing.id, three.id}
-    assert rows[three.id]["revoked"] == "altogether"
-    assert f"{three.id} trusted {three.hex} altogether" in keys.lines()
+    assert keys.roles() == {signing.id: "signing", three.id: "revoked", one.id: "revoked"}
+    assert f"{three.id} revoked {three.hex}" in keys.lines()
+    assert f"{one.id} revoked -" in keys.lines()
     assert "a key's id is 64 hex digits" in keys.refused("revoke", "nonsense")
     assert "signs with it" in keys.refused("revoke", signing.id)
     words = ("keys", "revoke", two.id, "--since", "2026-11-27", "--keys-dir", str(keys.folder))

@@ -47,18 +47,19 @@ def generate(settings: Settings, print_only: bool, for_later: bool) -> None:
 @json_option
 @_settings
 def ls(settings: Settings, as_json: bool) -> None:
-    """List the signing key and the trusted keys: id, role, public key in hex.
+    """List the signing key, trusted and revoked keys: id, role, public key in hex.
 
     Includes WASMKILN_SIGNING_KEY and WASMKILN_TRUSTED_KEYS, as `serve` does.
     """
     store, found = _store(settings), read_keys(settings)
-    later = store.next_key()
+    later, trusted = store.next_key(), found.trusted
     roles = {later.public.id: "next"} if later else {}
-    roles[found.own_id] = "signing"
+    roles |= {found.own_id: "signing"} | dict.fromkeys(trusted.revoked, "revoked")
+    # A key can be revoked of which this daemon has the id alone.
     rows = [
-        {"id": key.id, "role": roles.get(key.id, "trusted"), "key": key.hex}
-        | ({"revoked": "altogether"} if key.id in found.trusted.revoked else {})
-        for key in found.trusted.values()
+        {"id": each, "role": roles.get(each, "trusted"), "key": key.hex if key else ""}
+        for each in dict.fromkeys((*trusted, *sorted(trusted.revoked)))
+        for key in [trusted.get(each)]
     ]
     none = f"there is no key in {store.folder}: `wasmkilnd serve` makes one"
     print_rows(rows, none, as_json=as_json)
