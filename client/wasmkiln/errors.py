@@ -103,7 +103,7 @@ class ModuleInvalid(_Sent, code="INVALID_ARGUMENT"):
 
 
 class ModuleTooLarge(_Sent, code="INVALID_ARGUMENT"):
-    """The module is above a size limit. `metadata`: size_bytes, limit_bytes where known."""
+    """The module is above a size limit. `metadata`: size_bytes, limit_bytes, limit where known."""
 
 
 class DigestMismatch(_Sent, code="INVALID_ARGUMENT"):

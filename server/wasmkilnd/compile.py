@@ -93,6 +93,7 @@ HASH_INLINE_BYTES = 256 * 1024
 
 # How many bytes tell a binary from text.
 _BEGINNING = 64
+_SETTING = "max_module_bytes"
 # The magic, two bytes of version, two of layer.
 _KINDS = {b"\0asm\x01\0\0\0": Kind.CORE_MODULE, b"\0asm\x0d\0\x01\0": Kind.COMPONENT}
 
@@ -275,8 +276,8 @@ class Compiler:
 
     def expect(self, size_bytes: int, engine: str, terms: Terms) -> None:
         """Raise what ``load`` would raise of any module of that size, before it is sent."""
-        if size_bytes > (limit_bytes := terms.module_bytes or self.module_bytes()):
-            raise errors.module_too_large(size_bytes, limit_bytes)
+        if size_bytes > (limit := self._limit(terms))[0]:
+            raise errors.module_too_large(size_bytes, *limit)
         self.engines.choose(engine, None)
 
     async def stored(
@@ -595,15 +596,20 @@ class Compiler:
 
     async def _admit(self, request: Request) -> Module:
         """Put the module's digest in place of its bytes; hash a large one in a thread."""
-        wasm, limit_bytes = request.wasm, request.terms.module_bytes or self.module_bytes()
+        wasm, (limit_bytes, limit) = request.wasm, self._limit(request.terms)
         beginning = (
             await wasm.read(0, _BEGINNING) if isinstance(wasm, Spooled) else wasm[:_BEGINNING]
         )
         large = HASH_INLINE_BYTES < len(wasm) <= limit_bytes
-        sent = wasm, beginning, limit_bytes
+        sent = wasm, beginning, limit_bytes, limit
         module = await asyncio.to_thread(admit, *sent) if large else admit(*sent)
         request.sha256, request.wasm = module.sha256, b""
         return self._copies.setdefault(module.sha256, module)
+
+    def _limit(self, terms: Terms) -> tuple[int, str]:
+        """Return how large a module may be, and what says so."""
+        of_rule = terms.module_bytes
+        return (of_rule, "policy") if of_rule else (self.module_bytes(), _SETTING)
 
     def _spec(self, request: Request, kind: Kind | None) -> CompileSpec:
         engine_id = self.engines.choose(request.engine, kind)
@@ -662,7 +668,7 @@ class Tenant:
     tally: Counter[tuple[str, CompileSpec]]
 
 
-def admit(wasm: model.Wasm, beginning: bytes, limit_bytes: int) -> Module:
+def admit(wasm: model.Wasm, beginning: bytes, limit_bytes: int, limit: str = _SETTING) -> Module:
     """Check size and preamble of ``wasm``. Raises NOT_WASM and MODULE_TOO_LARGE.
 
     One that is in a file is not read here, and was hashed as it came.
@@ -674,7 +680,7 @@ def admit(wasm: model.Wasm, beginning: bytes, limit_bytes: int) -> Module:
             what = "these bytes are WebAssembly text: convert them to a binary first, with wat2wasm"
         raise errors.not_wasm(what)
     if len(wasm) > limit_bytes:
-        raise errors.module_too_large(len(wasm), limit_bytes)
+        raise errors.module_too_large(len(wasm), limit_bytes, limit)
     sha256 = wasm.sha256 if isinstance(wasm, Spooled) else hashlib.sha256(wasm).hexdigest()
     return Module(sha256, kind, wasm)
 

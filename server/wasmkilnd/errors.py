@@ -52,7 +52,7 @@ class Reason(AnyReason):
     INVALID_REQUEST = "INVALID_REQUEST", _INVALID, "at_most size_bytes"
     MODULE_INVALID = "MODULE_INVALID", _INVALID, "module: engine offset"
     NOT_WASM = "NOT_WASM", _INVALID, "module:"
-    MODULE_TOO_LARGE = "MODULE_TOO_LARGE", _INVALID, "module: size_bytes limit_bytes"
+    MODULE_TOO_LARGE = "MODULE_TOO_LARGE", _INVALID, "module: size_bytes limit_bytes limit"
     DIGEST_MISMATCH = "DIGEST_MISMATCH", _INVALID, "expected_sha256: expected_sha256 actual_sha256"
     UPLOAD_INTERRUPTED = "UPLOAD_INTERRUPTED", "ABORTED", "held_bytes"
     ENGINE_UNKNOWN = "ENGINE_UNKNOWN", _INVALID, "engine: engine engines"
@@ -200,9 +200,10 @@ def not_wasm(what: str) -> str:
 
 
 @_sentence(Reason.MODULE_TOO_LARGE)
-def module_too_large(size_bytes: int, limit_bytes: int) -> str:
-    """The module is above the size limit."""
-    return f"the module has {size_bytes:,} bytes, and max_module_bytes is {limit_bytes:,}"
+def module_too_large(size_bytes: int, limit_bytes: int, limit: str) -> str:
+    """The module is above a size limit: that of the setting max_module_bytes, or of the policy."""
+    what = "max_module_bytes of your rule in the policy" if limit == "policy" else limit
+    return f"the module has {size_bytes:,} bytes, and {what} is {limit_bytes:,}"
 
 
 @_sentence(Reason.DIGEST_MISMATCH)

@@ -128,6 +128,7 @@ ROWS = [
         *("MODULE_TOO_LARGE", load(_TOO_LARGE), "5,242,880"),
         size_bytes=str(5 * MIB + 8),
         limit_bytes=str(5 * MIB),
+        limit="max_module_bytes",
     ),
     row(
         *("DIGEST_MISMATCH", load(_LOADED, expected_sha256=_DIGEST), _DIGEST),

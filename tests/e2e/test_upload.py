@@ -521,6 +521,7 @@ def test_a_rule_says_how_large_the_modules_of_its_callers_may_be(tmp_path: Path)
                     continue
                 code, reason, told, _ = refused(caller.upload(pieces(module)))
                 assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MODULE_TOO_LARGE")
+                assert told["limit"] == ("policy" if who == "a" else "max_module_bytes")
         # Redis has it for them, too.
         token = at.tokens["ops"]
         pending = "redis_pending_writes"

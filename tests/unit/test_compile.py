@@ -203,7 +203,8 @@ def test_size_limit_is_inclusive() -> None:
     with pytest.raises(WasmkilnError) as refusal:
         admit(CORE + bytes(93), CORE, 100)
     assert refusal.value.reason is Reason.MODULE_TOO_LARGE
-    assert refusal.value.metadata == {"size_bytes": "101", "limit_bytes": "100"}
+    about = {"size_bytes": "101", "limit_bytes": "100", "limit": "max_module_bytes"}
+    assert refusal.value.metadata == about
 
 
 @pytest.mark.parametrize("digest", ["", "0" * 63, "0" * 65, "A" * 64, "0" * 63 + "\n", "g" * 64])
