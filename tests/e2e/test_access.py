@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -91,6 +92,11 @@ def test_the_first_token_closes_a_running_daemon_and_the_last_does_not_open_it(
 
         builder = bearer(add_token(state, "ci", "compile"))
         eventually(lambda: stubs.capabilities() == "CREDENTIALS_MISSING", "still open")
+        # The probes of its pod have no token: without a policy, health stays open.
+        check = stubs.channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert verdict(check, b"") == ""
+        with urllib.request.urlopen(f"{daemon.admin_url}/readyz", timeout=30) as ready:
+            assert ready.status == 200
         assert stubs.compile(module) == "CREDENTIALS_MISSING"
         assert stubs.compile(module, builder) == ""
         assert stubs.evict(builder) == "ROLE_MISSING admin"
@@ -117,6 +123,7 @@ def test_the_first_token_closes_a_running_daemon_and_the_last_does_not_open_it(
             for metadata in (builder, ops):
                 assert stubs.capabilities(metadata) == "CREDENTIALS_INVALID"
             assert stubs.capabilities() == "CREDENTIALS_MISSING"
+            assert verdict(check, b"") == ""
 
 
 def test_a_token_ceases_to_count_without_a_signal(closed: RedisDaemon) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from wasmkiln import ModuleInvalid, ModuleNotLoaded, NotWasm
 from wasmkiln.v1 import admin_service_pb2 as admin_pb
 from wasmkiln.v1 import admin_service_pb2_grpc
 from wasmkiln.v1 import module_service_pb2 as pb
+from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
 
 from tests.e2e import wasm
 from tests.e2e.bearers import Metadata, add_token, bearer, reload, token_command, verdict
@@ -272,7 +272,7 @@ def test_each_refusal_says_who_where_and_why(guarded: Guarded) -> None:
     assert guarded.page("/metrics", guarded.operator) == 200
     assert guarded.page("/no-page") == 401
     with grpc.insecure_channel(guarded.daemon.address) as channel, pytest.raises(grpc.RpcError):
-        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
+        ModuleServiceStub(channel).GetCapabilities(pb.GetCapabilitiesRequest(), timeout=30)
     with Caller(guarded.daemon) as reader:
         call = reader.compile(wasm.adder(1), engine=ENGINE, metadata=bearer(guarded.reader))
         assert outcome_of(call) is grpc.StatusCode.PERMISSION_DENIED
@@ -285,7 +285,7 @@ def test_each_refusal_says_who_where_and_why(guarded: Guarded) -> None:
         ("", "/metrics", "CREDENTIALS_MISSING"),
         ("token:reader", "/metrics", "ROLE_MISSING"),
         ("", "/no-page", "CREDENTIALS_MISSING"),
-        ("", "/grpc.health.v1.Health/Check", "CREDENTIALS_MISSING"),
+        ("", "/wasmkiln.v1.ModuleService/GetCapabilities", "CREDENTIALS_MISSING"),
         ("token:reader", "/wasmkiln.v1.ModuleService/Compile", "ROLE_MISSING"),
     ]
     [done] = guarded.lines("admin")

@@ -119,7 +119,7 @@ def test_secrets_stay_out_of_files_and_arguments() -> None:
 
 @pytest.mark.parametrize("tls", [{}, {"tls": {"existingSecret": "kiln-tls"}}], ids=["plain", "tls"])
 def test_all_daemons_read_the_tokens_of_one_secret(tls: Mapping[str, Any]) -> None:
-    """With or without TLS they are identities enough; the kubelet's probes need none."""
+    """With or without TLS they are identities enough; without a policy, probes need none."""
     tokens = {"existingSecret": "kiln-tokens", "key": "all.json"}
     rendered = render({"replicas": 3, "tokens": tokens, **tls})
     assert (rendered.error, rendered.lint, rendered.invalid) == ("", [], [])
@@ -129,8 +129,17 @@ def test_all_daemons_read_the_tokens_of_one_secret(tls: Mapping[str, Any]) -> No
     assert volume["secret"] == {"secretName": "kiln-tokens", "defaultMode": 0o440}
     config = rendered.one("ConfigMap")["data"]
     assert f'tokens_file = "{mount["mountPath"]}/all.json"\n' in config["wasmkilnd.toml"]
-    assert config["policy.toml"].startswith("open_health = true\n")
+    assert "policy.toml" not in config
     assert "do everything" not in rendered.notes
+
+
+def test_a_policy_leaves_health_to_the_probes() -> None:
+    rule = '[[rule]]\nidentity = "jwt:*"\n'
+    for given, written in (
+        (rule, f"open_health = true\n{rule}"),
+        (f"open_health = false\n{rule}", f"open_health = false\n{rule}"),
+    ):
+        assert render({"policy": given}).one("ConfigMap")["data"]["policy.toml"] == written
 
 
 def test_numbers_stay_whole() -> None:

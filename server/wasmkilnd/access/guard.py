@@ -193,10 +193,10 @@ class AccessGuard:
         """Admit by ``access`` from now on: what counted before lets no later call in.
 
         A guard that has asked for identities asks for them until the daemon ends: a file that
-        vanishes opens nothing.
+        vanishes opens nothing, and closes no health to probes.
         """
         if not access.on and self.access.on:
-            access = Access(on=True)
+            access = Access(Policy(open_health=access.policy.open_health), on=True)
         self.access = access
         # By the SHA-256 of what was sent: a token never stays in memory, and equal ones are found
         # in a time that tells nothing.

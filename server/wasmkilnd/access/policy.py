@@ -180,9 +180,13 @@ class Policy:
 
 
 def default_policy() -> Policy:
-    """Return the policy of a daemon without a policy file."""
+    """Return the policy of a daemon without a policy file.
+
+    Health is open: the first token must not fail the probes of a pod or container, which have none.
+    """
     certificates = Rule(identity=("spiffe://*", "dns:*"), roles=(model.Role.COMPILE,))
-    return Policy((certificates, Rule(identity=("unix:*",), roles=tuple(model.Role))))
+    rules = certificates, Rule(identity=("unix:*",), roles=tuple(model.Role))
+    return Policy(rules, open_health=True)
 
 
 def read_policy(path: Path) -> Policy:

@@ -229,10 +229,11 @@ def test_what_is_remembered_is_bounded_and_no_credential() -> None:
     assert {len(digest) for _, digest in found._known} == {32}
 
 
-def test_health_is_open_if_asked() -> None:
-    guard = identities(Policy(open_health=True))
-    for path in ("/healthz", "/readyz"):
-        assert guard.admit(path, PLAINTEXT, lambda: bearer("wrong")).roles == frozenset()
+def test_health_is_open_if_asked_and_without_a_policy() -> None:
+    for policy in (Policy(open_health=True), default_policy()):
+        guard = identities(policy)
+        for path in ("/healthz", "/readyz"):
+            assert guard.admit(path, PLAINTEXT, lambda: bearer("wrong")).roles == frozenset()
     for closed, path in ((guard, "/metrics"), (identities(Policy()), "/healthz")):
         with pytest.raises(WasmkilnError):
             closed.admit(path, PLAINTEXT, lambda: bearer("wrong"))

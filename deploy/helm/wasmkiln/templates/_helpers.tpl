@@ -92,24 +92,13 @@ tls_client_ca_file: /etc/wasmkiln/client-ca/{{ .Values.tls.clientCAKey }}
 {{- end }}
 {{- end -}}
 
-{{- /* The kubelet has no identity: health is open wherever callers need one. */ -}}
+{{- /* The kubelet has no identity: health is open, as it is in a daemon without a policy. */ -}}
 {{- define "wasmkiln.policy" -}}
-{{- if or .Values.policy .Values.tls.clientCASecret .Values.tokens.existingSecret -}}
+{{- if .Values.policy -}}
 {{- if not (regexMatch "(?m)^ *open_health *=" .Values.policy) -}}
 open_health = true
 {{ end -}}
-{{- if .Values.policy -}}
 {{ .Values.policy }}
-{{- else -}}
-# What a daemon without a policy permits.
-[[rule]]
-identity = ["spiffe://*", "dns:*"]
-roles = ["compile"]
-
-[[rule]]
-identity = "unix:*"
-roles = ["compile", "admin", "metrics"]
-{{- end -}}
 {{- end -}}
 {{- end -}}
 
