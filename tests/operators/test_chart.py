@@ -23,6 +23,7 @@ from tests.operators.helm import CHART, ROOT, Rendered, render, render_file, ren
 
 FILES = sorted(path.name.removesuffix("-values.yaml") for path in (CHART / "ci").glob("*.yaml"))
 
+RELEASED = ("fleet", "node", "tls")  # The files that 0.6.0 had.
 ALERTS = ROOT / "deploy" / "prometheus-alerts.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "wasmkiln.json"
 BOTH = {"prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}}
@@ -66,7 +67,7 @@ def test_what_is_named_is_there(rendered: Rendered) -> None:
         assert {each["targetPort"] for each in service["spec"]["ports"]} <= set(ports)
     for policy in _of(rendered, "NetworkPolicy"):
         allowed = [port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]]
-        assert allowed == ["grpc", "admin"]
+        assert sorted(allowed) == sorted(ports)
     for monitor in _of(rendered, "ServiceMonitor"):
         ring = rendered.one("Service", "kiln-wasmkiln-ring")
         wanted = monitor["spec"]["selector"]["matchLabels"]
@@ -142,6 +143,53 @@ def test_a_policy_leaves_health_to_the_probes() -> None:
         assert render({"policy": given}).one("ConfigMap")["data"]["policy.toml"] == written
 
 
+@pytest.mark.parametrize("tls", [{}, {"tls": {"existingSecret": "kiln-tls"}}], ids=["plain", "tls"])
+def test_artifacts_are_reached_over_http_where_that_is_on(tls: Mapping[str, Any]) -> None:
+    other = {"team": "edge"}
+    on = {
+        "http": {"enabled": True},
+        "ports": {"http": 8443},
+        "service": {"httpPort": 80},
+        "networkPolicy": {"httpFrom": [{"namespaceSelector": {"matchLabels": other}}]},
+        "tokens": {"existingSecret": "kiln-tokens"},
+    }
+    rendered = render({**on, **tls})
+    assert (rendered.error, rendered.lint, rendered.invalid) == ("", [], [])
+    config = rendered.one("ConfigMap")["data"]["wasmkilnd.toml"]
+    assert 'http_listen = "0.0.0.0:8443"\n' in config
+    assert {"name": "http", "containerPort": 8443} in rendered.container["ports"]
+    [port] = [each for each in rendered.one("Service")["spec"]["ports"] if each["name"] == "http"]
+    scheme = "https" if tls else "http"
+    assert port == {"name": "http", "port": 80, "targetPort": "http", "appProtocol": scheme}
+    ring = rendered.one("Service", "kiln-wasmkiln-ring")["spec"]["ports"]
+    assert {"name": "http", "port": 8443, "targetPort": "http"} in ring
+    rules = {
+        rule["ports"][0]["port"]: rule["from"]
+        for rule in rendered.one("NetworkPolicy")["spec"]["ingress"]
+    }
+    assert rules["http"] == [{"namespaceSelector": {"matchLabels": other}}]
+    assert rules["grpc"] == [{"podSelector": {}}]
+    assert f"artifacts  {scheme}://kiln-wasmkiln.prod.svc:80/v1/" in rendered.notes
+    assert "http_listen" not in render().one("ConfigMap")["data"]["wasmkilnd.toml"]
+
+
+def test_a_bucket_has_its_credentials_from_a_secret_or_the_service_account() -> None:
+    by_secret = render({"objectStore": {"url": "gs://builds/kiln", "existingSecret": "bucket"}})
+    assert (by_secret.error, by_secret.lint, by_secret.invalid) == ("", [], [])
+    assert by_secret.container["envFrom"] == [{"secretRef": {"name": "bucket"}}]
+    by_identity = render_file("bucket")
+    assert "envFrom" not in by_identity.container
+    variables = {each["name"]: each.get("value") for each in by_identity.container["env"]}
+    assert variables["AWS_REGION"] == "eu-central-1"
+    [role] = by_identity.one("ServiceAccount")["metadata"]["annotations"].values()
+    assert role == "arn:aws:iam::111122223333:role/kiln"
+    assert by_identity.pod["spec"]["serviceAccountName"] == "kiln-wasmkiln"
+    for rendered, url in ((by_secret, "gs://builds/kiln"), (by_identity, "s3://builds/kiln")):
+        config = rendered.one("ConfigMap")["data"]["wasmkilnd.toml"]
+        assert f'object_store_url = "{url}"\n' in config
+        assert "share nothing" not in rendered.notes
+
+
 def test_numbers_stay_whole() -> None:
     """Helm reads them as floating-point numbers, and would write 2.68435456e+08."""
     text = render_file("fleet").one("ConfigMap")["data"]["wasmkilnd.toml"]
@@ -167,7 +215,7 @@ def test_numbers_stay_whole() -> None:
             "cannot share one Redis between 2 daemons that sign with keys of their own",
         ),
         (
-            {"replicas": 2, "settings": {"object_store_url": "s3://builds/kiln"}},
+            {"replicas": 2, "objectStore": {"url": "s3://builds/kiln"}},
             "cannot share one object store between 2 daemons that sign with keys of their own",
         ),
         (
@@ -181,6 +229,14 @@ def test_numbers_stay_whole() -> None:
         ({"tls": {"existingSecret": "a"}}, "cannot tell callers apart: set tls.clientCASecret"),
         ({"tls": {"clientCASecret": "a"}}, "cannot ask callers for certificates without TLS"),
         ({"ports": {"grpc": 9464}}, "ports.grpc and ports.admin are both 9464"),
+        (
+            {"http": {"enabled": True}, "ports": {"http": 50051}},
+            "ports.grpc and ports.http are both 50051",
+        ),
+        ({"objectStore": {"existingSecret": "b"}}, "set objectStore.url too"),
+        ({"settings": {"http_listen": "[::]:1"}}, "cannot set settings.http_listen"),
+        ({"settings": {"object_store_url": "s3://b"}}, "cannot set settings.object_store_url"),
+        ({"objectStore": {"url": "s3://key:secret@b"}}, "/objectStore/url"),
         ({"settings": {"tokens_file": "/t"}}, "cannot set settings.tokens_file"),
         ({"settings": {"listen": "[::]:1"}}, "cannot set settings.listen: the chart decides it"),
         # The schema of the values.
@@ -212,7 +268,7 @@ def test_an_upgrade_of_several_daemons_names_their_default_engine() -> None:
         ({}, "TLS is off", "share nothing"),
         ({"replicas": 2}, "The daemons share nothing: set redis.url", "two Redis"),
         (
-            {"replicas": 2, "settings": {"object_store_url": "s3://b", **READS}},
+            {"replicas": 2, "objectStore": {"url": "s3://b"}, "settings": READS},
             "Each daemon signs with a key of its own",
             "share nothing",
         ),
@@ -238,7 +294,7 @@ def test_every_value_is_in_the_schema() -> None:
     assert sorted({*written, "global"}) == sorted(schema["properties"])
 
 
-@pytest.mark.parametrize("file", ["values", *(f"ci/{name}-values" for name in FILES)])
+@pytest.mark.parametrize("file", ["values", *(f"ci/{name}-values" for name in RELEASED)])
 def test_values_of_the_last_release_work_but_for_settings_that_are_named(file: str) -> None:
     text = _released(f"{file}.yaml")
     settings = re.search(r"^settings:\n((?:  .*\n)+)", text, re.MULTILINE)

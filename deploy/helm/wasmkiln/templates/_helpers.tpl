@@ -77,6 +77,12 @@ redis_ca_file: /etc/wasmkiln/redis-ca/{{ .Values.redis.caKey }}
 {{- if or .Values.trustedKeys.existingSecret .Values.trustedKeys.existingConfigMap }}
 trusted_keys: /etc/wasmkiln/trusted-keys
 {{- end }}
+{{- if .Values.objectStore.url }}
+object_store_url: {{ .Values.objectStore.url | quote }}
+{{- end }}
+{{- if .Values.http.enabled }}
+http_listen: {{ printf "0.0.0.0:%v" .Values.ports.http | quote }}
+{{- end }}
 {{- if include "wasmkiln.policy" . }}
 policy_file: /etc/wasmkiln/config/policy.toml
 {{- end }}
@@ -126,7 +132,7 @@ follows them. Their own templates are for Prometheus and Grafana: nothing here e
 
 {{- define "wasmkiln.check" -}}
 {{- $tier := "" -}}
-{{- if and (ne (default "none" .Values.settings.object_store_url) "none") (ne .Values.settings.object_store_mode "read-only") -}}
+{{- if and .Values.objectStore.url (ne .Values.settings.object_store_mode "read-only") -}}
 {{- $tier = "one object store" -}}
 {{- end -}}
 {{- if or .Values.redis.existingSecret (and .Values.redis.url (ne .Values.redis.url "none")) -}}
@@ -150,12 +156,20 @@ follows them. Their own templates are for Prometheus and Grafana: nothing here e
 {{- if and .Values.tls.existingSecret (not (or .Values.tls.allowAnonymous .Values.tls.clientCASecret .Values.tokens.existingSecret .Values.policy)) -}}
 {{- fail "\ncannot tell callers apart: set tls.clientCASecret, tokens.existingSecret or policy, or let in everybody who reaches the port by tls.allowAnonymous" -}}
 {{- end -}}
-{{- if eq (int .Values.ports.grpc) (int .Values.ports.admin) -}}
-{{- fail (printf "\ncannot serve gRPC and the admin pages at one port: ports.grpc and ports.admin are both %d" (int .Values.ports.grpc)) -}}
+{{- $taken := dict -}}
+{{- range $name := ternary (list "grpc" "admin" "http") (list "grpc" "admin") .Values.http.enabled -}}
+{{- $port := get $.Values.ports $name | int | toString -}}
+{{- with get $taken $port -}}
+{{- fail (printf "\ncannot serve two things at one port: ports.%s and ports.%s are both %s" . $name $port) -}}
 {{- end -}}
-{{- range $name := list "listen" "admin_listen" "state_dir" "host_store_dir" "install_engines" "allow_remote" "redis_url" "redis_password" "redis_password_file" "redis_ca_file" "signing_key" "trusted_keys" "keys_dir" "policy_file" "tokens_file" "tls_cert_file" "tls_key_file" "tls_client_ca_file" "config" -}}
+{{- $_ := set $taken $port $name -}}
+{{- end -}}
+{{- if and .Values.objectStore.existingSecret (not .Values.objectStore.url) -}}
+{{- fail "\ncannot use the credentials of objectStore.existingSecret without a bucket: set objectStore.url too" -}}
+{{- end -}}
+{{- range $name := list "listen" "http_listen" "admin_listen" "state_dir" "host_store_dir" "install_engines" "allow_remote" "redis_url" "redis_password" "redis_password_file" "redis_ca_file" "object_store_url" "signing_key" "trusted_keys" "keys_dir" "policy_file" "tokens_file" "tls_cert_file" "tls_key_file" "tls_client_ca_file" "config" -}}
 {{- if hasKey $.Values.settings $name -}}
-{{- fail (printf "\ncannot set settings.%s: the chart decides it from its other values (ports, redis, tls, signingKey, trustedKeys, policy, tokens, engines, hostStore)" $name) -}}
+{{- fail (printf "\ncannot set settings.%s: the chart decides it from its other values (ports, http, redis, objectStore, tls, signingKey, trustedKeys, policy, tokens, engines, hostStore)" $name) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
