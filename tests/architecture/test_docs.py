@@ -29,6 +29,17 @@ def test_what_a_page_names_exists() -> None:
     assert missing == []
 
 
+def test_pages_that_code_and_configuration_name_exist() -> None:
+    named = {
+        f"{shown(file)}: {name}"
+        for file in files()
+        if shown(file).startswith(("deploy/", "server/", "scripts/"))
+        for name in re.findall(r"\bdocs/[\w/-]+\.md\b", file.read_text(errors="replace"))
+        if not (ROOT / name).exists()
+    }
+    assert named == set()
+
+
 def wrong_names(page: Path) -> list[str]:
     """Return the files, folders and links of a page that do not exist."""
     text = page.read_text()
