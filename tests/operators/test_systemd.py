@@ -17,6 +17,7 @@ from tests.operators.toolchains import TOOLS
 STATE = "/var/lib/wasmkiln"
 UNIT = "wasmkilnd"
 CONFIG = "/etc/wasmkiln/wasmkilnd.toml"
+AUDIT = "/var/log/wasmkiln/audit.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,8 @@ def machine(needs: Needs) -> Iterator[Booted]:
         )
         booted.write(
             "/etc/wasmkiln/wasmkilnd.env",
-            f"WASMKILN_CONFIG={CONFIG}\nWASMKILN_REDIS_URL=none\nWASMKILN_WORKERS=1\n",
+            f"WASMKILN_CONFIG={CONFIG}\nWASMKILN_REDIS_URL=none\nWASMKILN_WORKERS=1\n"
+            f"WASMKILN_AUDIT_FILE={AUDIT}\n",
         )
         booted.write(CONFIG, "")
         become = ("runuser", "-u", "wasmkiln", "--")
@@ -90,6 +92,13 @@ def test_the_daemon_is_given_a_group_for_its_jobs(machine: Booted) -> None:
     here = machine.run("cat", "/sys/fs/cgroup/cgroup.controllers").stdout
     words = f"jobs have {'a' if 'memory' in here.split() else 'no'} control group"
     assert any(words in each["MESSAGE"] for each in journal(machine))
+
+
+def test_the_audit_has_a_directory_of_its_own(machine: Booted) -> None:
+    [first, *_] = machine.run("cat", AUDIT).stdout.splitlines()
+    assert json.loads(first)["event"] == "start"
+    assert machine.run("stat", "-c", "%U %a", AUDIT).stdout == "wasmkiln 600\n"
+    assert machine.run("stat", "-c", "%U %a", AUDIT.rpartition("/")[0]).stdout == "wasmkiln 750\n"
 
 
 def test_the_journal_has_priorities_and_lines_of_json_alone(machine: Booted) -> None:
