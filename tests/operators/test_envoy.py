@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import yaml
 from wasmkiln import Client, WasmkilnError
 from wasmkiln.v1 import admin_service_pb2
 from wasmkiln.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -103,6 +105,7 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
     installed_engines()
     folder = tmp_path_factory.mktemp("proxied")
     flags = ["--redis-url", "none", "--workers", "1", "--host-store-bytes", "0"]
+    flags += ["--http-listen", "127.0.0.1:0"]
     with contextlib.ExitStack() as stack:
         first, second = (
             stack.enter_context(Daemon(state_with(folder / name, ENGINE), flags))
@@ -143,6 +146,43 @@ def test_all_calls_about_a_module_go_to_one_daemon(proxied: Proxied) -> None:
     made = [after - old for after, old in zip(proxied.compiles(), before, strict=True)]
     assert sum(made) == len(several), "a module was compiled by both"
     assert min(made) > 0, "one daemon has all modules"
+
+
+def test_artifacts_are_fetched_over_http(proxied: Proxied) -> None:
+    """From the daemon that has them, by HTTP/1.1; nothing else is there."""
+    several = modules(24)
+    with proxied.client() as client:
+        digests = [client.load(each, engine=ENGINE).sha256 for each in several]
+    for digest, module in zip(digests, several, strict=True):
+        assert fetched(proxied, f"/v1/modules/{digest}") == (200, module)
+    assert fetched(proxied, f"/v1/modules/{'0' * 64}")[0] == 404
+    assert fetched(proxied, "/metrics")[0] == 404
+
+
+def test_no_limit_of_envoy_is_below_what_a_call_may_take() -> None:
+    [manager] = [
+        each["typed_config"]
+        for each in yaml.safe_load(CONFIGURATION.read_text())["static_resources"]["listeners"][0][
+            "filter_chains"
+        ][0]["filters"]
+        if each["name"].endswith("http_connection_manager")
+    ]
+    [route, *_] = manager["route_config"]["virtual_hosts"][0]["routes"]
+    longest = route["route"]["max_stream_duration"]["grpc_timeout_header_max"]
+    assert route["route"]["timeout"] == "0s"
+    assert _seconds(manager["stream_idle_timeout"]) >= _seconds(longest) == 600
+
+
+def _seconds(text: str) -> int:
+    return int(text.removesuffix("s"))
+
+
+def fetched(proxied: Proxied, path: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(f"http://{proxied.address}{path}", timeout=30) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as refused:
+        return refused.code, refused.read()
 
 
 def test_who_resets_its_calls_is_disconnected(proxied: Proxied) -> None:
@@ -224,18 +264,26 @@ def _assert_served(proxied: Proxied) -> None:
 
 
 def _configuration(port: int, first: Daemon, second: Daemon) -> str:
-    """Return the configuration of deploy/ with addresses and a limit of this test."""
+    """Return the configuration of deploy/ with addresses and a limit of this test.
+
+    As its comment says for daemons that share nothing, 404 is asked of another one.
+    """
     text = CONFIGURATION.read_text()
     for shipped, ours in (
         ("0.0.0.0", "127.0.0.1"),
         ("50050", str(port)),
         ("max_connections: 1000", f"max_connections: {MOST_CONNECTIONS}"),
+        ("retriable_status_codes: [503]", "retriable_status_codes: [503, 404]"),
     ):
         assert shipped in text
         text = text.replace(shipped, ours)
-    [line] = re.findall(r"^ +- endpoint: .*$\n", text, re.MULTILINE)
-    ports = [each.address.rpartition(":")[2] for each in (first, second)]
-    return text.replace(line, "".join(line.replace("50051", each) for each in ports))
+    for line in re.findall(r"^ +- endpoint: .*$\n", text, re.MULTILINE):
+        is_grpc = "50051" in line
+        addresses = [each.address if is_grpc else each.http for each in (first, second)]
+        ports = (each.rpartition(":")[2] for each in addresses)
+        shipped = "50051" if is_grpc else "8080"
+        text = text.replace(line, "".join(line.replace(shipped, each) for each in ports))
+    return text
 
 
 @contextlib.contextmanager
