@@ -210,6 +210,7 @@ class Daemon:
         gauges = metrics.gauges
         gauges.ready = lambda: readiness.now()[0]
         gauges.log_lines_dropped, gauges.quotas = logs.dropped_lines, quotas.by_kind
+        gauges.jwt_keys_fetched = lambda: guard.keys_fetched
         gauges.traffic = traffic.usage
         gauges.uploads = lambda: uploads.counts.total
         gauges.upload_bytes = lambda: uploads.sizes.total

@@ -77,6 +77,8 @@ def test_everybody_is_told(engines: Installed, tmp_path: Path) -> None:
             ["TEST-1"],
         )
         assert one.known() == {GOOD: [], BAD: ["TEST-1"]}
+        for engine, count in ((GOOD, 0), (BAD, 1)):
+            assert one.daemon.metric("engine_advisories", engine=engine) == count
         with one.daemon.client() as client:  # It is served all the same.
             assert client.compile(wasm.adder(1), engine=BAD).header.size_bytes
         told = " ".join(one.shown("engines").split())

@@ -60,6 +60,7 @@ CASES = [
         {f'{_STATE}"served"': ("1", "0"), f'{_STATE}"unserved"': ("0", "1")},
         5,
     ),
+    Case("WasmkilnEngineVulnerable", {f"wasmkiln_engine_advisories{{{ENGINE}": ("0", "2")}, 5),
     down("WasmkilnNotConfined", f"wasmkiln_isolation_confined{{{ENGINE}", 1),
     Case("WasmkilnOverloaded", {'wasmkiln_refused_total{limit="queue"': ("0", "1+1")}, 5),
     Case(
@@ -99,6 +100,7 @@ CASES = [
         1,
     ),
     down("WasmkilnReloadFailed", 'wasmkiln_last_reload_successful{what="settings"', 1),
+    down("WasmkilnReloadFailed", "wasmkiln_jwt_keys_fetched{", 15),
     Case(
         "WasmkilnCertificateExpires",
         {'wasmkiln_tls_not_after_seconds{file="cert"': (str(30 * 86400), str(3 * 86400))},

@@ -85,10 +85,12 @@ def test_what_is_wrong_from_the_start_fires_and_nothing_else(site: Site) -> None
     # A busy machine may not answer a scrape within its second.
     fired = site.prometheus.fired()
     assert fired.keys() - {"WasmkilnDown"} == {
-        *("WasmkilnEngineNotServed", "WasmkilnNotConfined", "WasmkilnTierDown")
+        *("WasmkilnEngineNotServed", "WasmkilnNotConfined", "WasmkilnTierDown"),
+        "WasmkilnEngineVulnerable",
     }
     assert [each["engine"] for each in fired["WasmkilnEngineNotServed"]] == [BROKEN_ENGINE]
-    assert [each["engine"] for each in fired["WasmkilnNotConfined"]] == [HOSTILE_ENGINE]
+    for alert in ("WasmkilnNotConfined", "WasmkilnEngineVulnerable"):
+        assert [each["engine"] for each in fired[alert]] == [HOSTILE_ENGINE]
     assert [each["tier"] for each in fired["WasmkilnTierDown"]] == ["host_store"]
 
 

@@ -186,6 +186,7 @@ class AccessGuard:
         self._cas = client_cas()
         self._keys_wanted = asyncio.Event()
         self._fetched_s = time.monotonic()
+        self.keys_fetched = True  # Whether the last fetch worked, if a URL has the keys.
         self.access = Access()  # What is in force.
         self.replace(access or self.access)
 
@@ -268,9 +269,11 @@ class AccessGuard:
         """Fetch the keys of JSON Web Tokens, if a URL has them; log it if that fails."""
         issuer = self.access.issuer
         if issuer is None or not issuer.url:
+            self.keys_fetched = True
             return
         self._fetched_s = time.monotonic()
         keys = await fetch_keys(issuer.url)
+        self.keys_fetched = bool(keys)
         if keys and self.access.issuer is issuer:
             self.replace(replace(self.access, issuer=replace(issuer, keys=keys)))
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -99,6 +99,18 @@ class JobsGroup:
         """Move a worker there; what it starts follows."""
         self._tell("cgroup.procs", pid)
         self._set_limit()
+
+    def events(self) -> Mapping[str, int]:
+        """Return how often jobs met the group's limit, as the kernel counts; zeros without one.
+
+        ``max``: it took memory back; ``oom``: that was not enough; ``oom_kill``: it killed one.
+        """
+        found = dict.fromkeys(("max", "oom", "oom_kill"), 0)
+        if self._folder:
+            text = (self._folder / "memory.events").read_text()
+            told = (line.split() for line in text.splitlines())
+            found |= {event: int(count) for event, count in told if event in found}
+        return found
 
     def _set_limit(self) -> None:
         """Leave room for what jobs do not reserve: else the kernel kills one that may have more."""

@@ -194,6 +194,10 @@ class Serving:
         gauges, registry = metrics.gauges, self.registry
         gauges.jobs_reserved_bytes = lambda: self.memory.reserved
         gauges.jobs_limit_bytes = lambda: self.memory.total
+        gauges.jobs_memory_events = self.memory.group.events
+        gauges.advisories = lambda: {
+            each.id: len(self.advisories.current.of(each)) for each in registry.served
+        }
         gauges.engine_states = lambda: (
             {each.id: False for each in self.unserved} | {each.id: True for each in registry.served}
         )

@@ -127,7 +127,9 @@ queue_bytes                 gauge engine engines.queued_bytes         Size of th
 queue_expected_wait_seconds gauge engine engines.expected_wait_s      What one more would wait.
 jobs_memory_reserved_bytes gauge - jobs_reserved_bytes Memory that running jobs may use.
 jobs_memory_limit_bytes    gauge - jobs_limit_bytes    Memory that all jobs together may use.
+jobs_memory_events counter event jobs_memory_events Times that their control group met its limit.
 engine_state             gauge   engine,state -               1 for its state, 0 for the other.
+engine_advisories        gauge   engine       advisories      Known vulnerabilities of its code.
 isolation_confined       gauge   engine       isolation.holds Whether no break-out succeeded.
 isolation_layer          gauge   engine,layer -               1 in force, 0.5 in part, 0 not.
 engine_warm_up_artifacts gauge   engine,state -               Compiled before names move.
@@ -144,6 +146,7 @@ quarantined_modules gauge - quarantined           Modules in quarantine that are
 pins                gauge - pins                  Modules that are pinned.
 tls_not_after_seconds gauge   file tls_not_after_s   When a TLS file expires, since 1970.
 tls_reload_failures   counter -    tls_failures      Changed TLS files that were of no use.
+jwt_keys_fetched      gauge   -    jwt_keys_fetched  Whether the last fetch worked, if there is one.
 log_lines_dropped     counter -    log_lines_dropped Lines that could not be written.
 last_reload_successful                gauge what - Whether it could be applied.
 last_reload_success_timestamp_seconds gauge what - When what is in force was read.
@@ -287,6 +290,8 @@ class Readings:
     # Memory: what the jobs that run have reserved, and all may reserve.
     jobs_reserved_bytes: int = 0
     jobs_limit_bytes: int = 0
+    # What the kernel counted in their control group, by its words.
+    jobs_memory_events: Mapping[str, int] = field(default_factory=dict)
     flights: int = 0
     quarantined: int = 0
     pins: int = 0
@@ -302,9 +307,12 @@ class Readings:
     tls_not_after_s: Mapping[str, float] = field(default_factory=dict)
     # How often changed files of TLS could not be used.
     tls_failures: int = 0
+    jwt_keys_fetched: bool = True
     warm_ups: Sequence[model.EngineWarmUp] = ()
     # By engine that is installed: whether it is served.
     engine_states: Mapping[str, bool] = field(default_factory=dict)
+    # By engine that is served, how many advisories concern it.
+    advisories: Mapping[str, int] = field(default_factory=dict)
     # By engine, how its least confined worker is confined.
     isolation: Mapping[str, model.Isolation] = field(default_factory=dict)
     # Whether the daemon serves calls.

@@ -185,8 +185,32 @@ async def test_an_unknown_key_fetches_beside_the_calls_and_at_most_once_a_minute
     assert slept == [60.0]
     assert guard.identity(PLAINTEXT, sent).name == "jwt:me"
     assert len(asked) == 1
+    assert guard.keys_fetched
     follows.cancel()
     await asyncio.gather(follows, return_exceptions=True)
+
+
+async def test_a_fetch_that_fails_counts_until_one_works_or_no_url_is_named(
+    issuer: TestIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = Access(on=True, issuer=Issuer(ISSUER, (AUDIENCE,), {}, "https://example.org/keys"))
+    found: Keys = {}
+
+    async def fetch(_: str) -> Keys:
+        return found
+
+    monkeypatch.setattr("wasmkilnd.access.guard.fetch_keys", fetch)
+    guard = AccessGuard(named)
+    await guard.fetch_keys()
+    assert not guard.keys_fetched
+    found = parse_keys(issuer.key_set())
+    await guard.fetch_keys()
+    assert guard.keys_fetched
+    found = {}
+    await guard.fetch_keys()
+    guard.replace(Access(on=True))
+    await guard.fetch_keys()
+    assert guard.keys_fetched
 
 
 async def _until(done: Callable[[], object]) -> None:

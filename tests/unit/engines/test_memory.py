@@ -549,6 +549,8 @@ def test_a_daemon_that_was_given_a_group_puts_jobs_into_one_of_their_own(tmp_pat
     assert limit_of(folder) > 6000 + 20 + 6000 / 512
     group.limit(7000 * MIB)  # A reload.
     assert limit_of(folder) > 7000 + 20 + 7000 / 512
+    (folder / "jobs/memory.events").write_text("low 0\nhigh 0\nmax 7\noom 2\noom_kill 1\n")
+    assert group.events() == {"max": 7, "oom": 2, "oom_kill": 1}
 
 
 async def test_the_group_shrinks_after_a_reload_when_jobs_have_given_back_what_they_had(
@@ -584,6 +586,7 @@ def test_a_group_that_was_not_given_is_left_alone(tmp_path: Path, own: str) -> N
     group.enter(77)
     group.limit(1024 * MIB)
     assert not any(each.read_text() for each in folder.rglob("*") if each.is_file())
+    assert group.events() == {"max": 0, "oom": 0, "oom_kill": 0}
 
 
 @pytest.mark.parametrize("missing", ["cgroup.subtree_control", "jobs/memory.max"])
