@@ -19,7 +19,7 @@ from tests.operators.helm import Rendered
 from tests.operators.image import CONFINED, IMAGE, limits, log_of, podman, ran_by_podman, running
 
 Files = Mapping[str, bytes]
-_ASK = (
+ASK = (
     "import ssl, sys, urllib.request as r;"
     "r.urlopen(sys.argv[1], context=ssl._create_unverified_context(), timeout=30)"
 )
@@ -108,7 +108,7 @@ class Pod:
             )
         http = probe["httpGet"]
         url = f"{http['scheme'].lower()}://127.0.0.1:{ports[http['port']]}{http['path']}"
-        return not self.failure_of("python3", "-c", _ASK, url)
+        return not self.failure_of("python3", "-c", ASK, url)
 
     def failure_of(self, *words: str) -> str:
         """Run something in the container, as `kubectl exec` does. Return "" or why it failed."""

@@ -19,11 +19,11 @@ from wasmkiln.v1 import types_pb2 as types
 from tests.authority import Authority
 from tests.e2e.processes import eventually
 from tests.e2e.programs import installed_engines
-from tests.e2e.wasm import adder
+from tests.e2e.wasm import adder, digest
 from tests.operators import image
 from tests.operators.helm import render, render_file
 from tests.operators.image import podman, running
-from tests.operators.pod import Files, Pod, signing_key
+from tests.operators.pod import ASK, Files, Pod, signing_key
 from tests.operators.toolchains import TOOLS
 
 # The first build installs a Debian, all packages and two engines.
@@ -165,12 +165,19 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Files]:
 def test_a_pod_serves_with_a_claim_of_its_group(
     tmp_path: Path, secrets: Mapping[str, Files]
 ) -> None:
-    """The default values, and what the daemon leaves for its next start."""
-    pod = Pod(render(), tmp_path / "pod", secrets)
+    """The default values and HTTP, and what the daemon leaves for its next start."""
+    pod = Pod(render({"http": {"enabled": True}}), tmp_path / "pod", secrets)
     with pod.running():
         assert pod.probe("readinessProbe")
         assert pod.probe("livenessProbe")
         compile_in(pod)
+        module = f"http://127.0.0.1:8080/v1/modules/{digest(adder(3))}"
+        assert pod.failure_of("python3", "-c", ASK, module) == ""
+        # Its probes have no token.
+        assert pod.failure_of("wasmkilnd", "token", "add", "ci", "--role", "read") == ""
+        eventually(lambda: pod.failure_of("wasmkiln", "capabilities"), "it asks for no token")
+        assert pod.probe("readinessProbe")
+        assert pod.probe("livenessProbe")
     state = pod.volume("state") / "wasmkilnd"
     assert state.stat().st_uid == 10001
     assert state.stat().st_mode & 0o777 == 0o700
