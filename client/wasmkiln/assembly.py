@@ -149,8 +149,9 @@ class Assembly:
             raise ArtifactMismatch(
                 f"the artifact ended after {self._received_bytes} of {header.size_bytes} bytes"
             )
-        actual, expected = self._digest.hexdigest(), quoted(header.artifact_sha256)
+        actual = self._digest.hexdigest()
         if actual != header.artifact_sha256:
+            expected = quoted(header.artifact_sha256)
             raise ArtifactMismatch(
                 f"the artifact's bytes have the SHA-256 {actual}, its header says {expected}",
                 metadata={"expected_sha256": expected, "actual_sha256": actual},
