@@ -22,7 +22,7 @@ from typing import Any
 # No thread runs before a fork, and nothing of gRPC: it need not watch forks.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
-import grpc  # noqa: F401 (the client imports it at its first call; a fork shall have it)
+import grpc._channel  # noqa: F401 (what the client's first call imports; a fork shall have it)
 import wasmtime
 from wasmkiln import Client, TrustedKeys
 from wasmkiln.v1 import module_service_pb2_grpc  # noqa: F401
