@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from wasmkiln._header_fields import Call
-    from wasmkiln.v1.types_pb2 import ArtifactHeader
+    from wasmkiln.v1.types_pb2 import ArtifactHeader, HostFile
 
     # Returns whether this process can load artifacts of an engine's name and version.
     Fits = Callable[[str, str], bool]
@@ -178,7 +178,10 @@ class Engines:
 
 
 class _Folders:
-    """The folders of a store that are open, the innermost last. Close them."""
+    """What is open of a store: its folders, the innermost last, and behind them a file. Close it.
+
+    What is refused stays among them, and is closed with them.
+    """
 
     def __init__(self, directory: str) -> None:
         """Raise Refused. `directory` itself may be a link; what lies in the store may not."""
@@ -199,47 +202,45 @@ class _Folders:
         if not (is_digest(fingerprint) and is_digest(module_sha256)):
             raise Refused("a fingerprint or a module's digest is not 64 hexadecimal digits")
         for name in (fingerprint, module_sha256[:2], module_sha256):
-            self._open.append(self._opened(name, _FOLDER)[0])
+            self._enter(name, _FOLDER)
             self.path += f"/{name}"
 
-    def file(self, name: str) -> tuple[int, os.stat_result]:
-        """Open a file in the innermost folder. Return descriptor and status. Raise Refused."""
-        descriptor, status = self._opened(name, _FILE)
+    def file(self, name: str) -> os.stat_result:
+        """Open a file in the innermost folder. Return its status. Raise Refused."""
+        status = self._enter(name, _FILE)
         if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
-            return descriptor, status
-        os.close(descriptor)
+            return status
         raise Refused(f"{name} is not a regular file, or has {status.st_nlink} names")
+
+    def take(self) -> int:
+        """Return the descriptor of the open file, for the caller to close."""
+        return self._open.pop()
 
     def read(
         self, name: str, max_bytes: int, unless: tuple[int, ...] | None = None
     ) -> tuple[tuple[int, ...], bytes]:
         """Return identity and content of a file in the innermost folder; b"" for `unless`."""
-        descriptor, status = self.file(name)
-        try:
-            if status.st_size > max_bytes:
-                raise Refused(f"{name} has more than {max_bytes:,} bytes")
-            known = identity(status) == unless
-            return identity(status), b"" if known else _read_all(descriptor, status.st_size)
-        finally:
-            os.close(descriptor)
+        status = self.file(name)
+        if status.st_size > max_bytes:
+            raise Refused(f"{name} has more than {max_bytes:,} bytes")
+        known = identity(status) == unless
+        content = b"" if known else _read_all(self._open[-1], status.st_size)
+        os.close(self.take())
+        return identity(status), content
 
     def close(self) -> None:
         """Close all of them."""
         while self._open:
             os.close(self._open.pop())
 
-    def _opened(self, name: str, flags: int) -> tuple[int, os.stat_result]:
+    def _enter(self, name: str, flags: int) -> os.stat_result:
         try:
-            descriptor = os.open(name, flags, dir_fd=self._open[-1])
+            self._open.append(os.open(name, flags, dir_fd=self._open[-1]))
         except (OSError, ValueError) as error:
             raise Refused(f"cannot open {name}: {error}") from error
-        try:
-            status = os.fstat(descriptor)
-            self._check(status, name)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor, status
+        status = os.fstat(self._open[-1])
+        self._check(status, name)
+        return status
 
     def _check(self, status: os.stat_result, name: str) -> None:
         if status.st_uid not in self._owners:
@@ -325,13 +326,16 @@ class Entry:
         os.close(self.file)
 
 
-def _entry(folders: _Folders, header: Any, settings: Mapping[str, str]) -> Entry:
-    """Open the artifact in the innermost folder."""
-    descriptor, status = folders.file(shared.ARTIFACT)
-    if status.st_size == header.size_bytes > 0:
-        return Entry(folders.path, header, settings, status, descriptor)
-    os.close(descriptor)
-    raise Refused("the artifact does not have the size that its header says")
+def _entry(
+    folders: _Folders, header: Any, settings: Mapping[str, str], named: HostFile | None = None
+) -> Entry:
+    """Open the artifact in the innermost folder: the file that a daemon `named`, where one did."""
+    status = folders.file(shared.ARTIFACT)
+    if not status.st_size == header.size_bytes > 0:
+        raise Refused("the artifact does not have the size that its header says")
+    if named is not None and (status.st_dev, status.st_ino) != (named.device, named.inode):
+        raise Refused("the path leads to another file here than the daemon's")
+    return Entry(folders.path, header, settings, status, folders.take())
 
 
 def parse_header(text: bytes) -> Any:
@@ -454,11 +458,7 @@ class HostStore:
             raise Refused("the path is not one of a host store")
         with closing(_Folders(str(directory))) as folders:
             folders.enter(header.fingerprint, header.module_sha256)
-            entry = _entry(folders, header, call.settings)
-        if (entry.status.st_dev, entry.status.st_ino) != (named.device, named.inode):
-            entry.close()
-            raise Refused("the path leads to another file here than the daemon's")
-        return entry
+            return _entry(folders, header, call.settings, named)
 
     def check(self, entry: Entry) -> None:
         """Check what is going to be loaded, as the policy says. Raise Refused."""
