@@ -106,6 +106,7 @@ def memory(given: Setting) -> Iterator[Row]:
             actions = {
                 "daemon": held.hit,
                 "client": partial(held.client.compile, module.sha256, engine=held.engine),
+                "whole": partial(held.stream.whole, held.request()),
                 "redis": partial(server.get, "artifact"),
             }
             series = in_turns(actions, given.rounds(200), given.rounds(50))
@@ -113,6 +114,8 @@ def memory(given: Setting) -> Iterator[Row]:
             yield compare("memory hit", held.what, hit, "redis-py GET (hiredis)", get)
             what, of = f"{held.what}, Client.compile", 1.3 if held.is_large else None
             yield compare("memory hit", what, series["client"], "the same call, raw", hit, of)
+            against = "the same, joined and hashed"
+            yield compare("memory hit", what, series["client"], against, series["whole"])
 
 
 def by_engine(given: Setting) -> Iterator[Row]:

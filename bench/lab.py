@@ -305,10 +305,10 @@ def end(process: subprocess.Popen[Any]) -> None:
 class Program:
     """A program that prints a line of JSON when it is ready, and then one for each order."""
 
-    def __init__(self, stack: ExitStack, *command: str, packages: Path | None = None) -> None:
+    def __init__(self, stack: ExitStack, *command: Any, packages: Path | None = None) -> None:
         """Start it, with ``packages`` beside those of its Python; ``stack`` ends it."""
         path = [os.environ.get("PYTHONPATH"), str(ROOT), str(packages or "")]
-        self._name = " ".join(command[1:4])
+        self._name = " ".join(map(str, command[1:4]))
         self._process = subprocess.Popen(
             command,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
@@ -346,12 +346,9 @@ class EngineProcess(Program):
 
     def __init__(self, stack: ExitStack, target: Target) -> None:
         self._target = {"target": target.triple, "cpu": target.cpu}
-        interpreter, inside = (
-            str(target.engine.interpreter),
-            str(Path(__file__).with_name("inside.py")),
-        )
+        engine, inside = target.engine, Path(__file__).with_name("inside.py")
         child = ROOT / "server" / "wasmkilnd" / "engines"
-        super().__init__(stack, interpreter, "-I", "-B", inside, target.engine.name, str(child))
+        super().__init__(stack, engine.interpreter, "-I", "-B", inside, engine.name, child)
 
     def seconds(self, module: Module) -> float:
         """Return how long a compile takes in a process that has compiled nothing."""
@@ -370,11 +367,8 @@ class RawStream:
         metadata: Sequence[tuple[str, str]] = (),
     ) -> None:
         """Connect, over TLS with ``trusted``; send ``metadata`` with each call."""
-        channel: Any = (
-            grpc.secure_channel(address, trusted, OPTIONS)
-            if trusted
-            else grpc.insecure_channel(address, OPTIONS)
-        )
+        secure = partial(grpc.secure_channel, credentials=trusted)
+        channel: Any = (secure if trusted else grpc.insecure_channel)(address, options=OPTIONS)
         stack.callback(channel.close)
         self._call = partial(channel.unary_stream(method), metadata=metadata)
 
@@ -382,6 +376,10 @@ class RawStream:
         """Call, and take every message."""
         for _ in self._call(request):
             pass
+
+    def whole(self, request: bytes) -> None:
+        """Call, and do what no client can leave out: join the messages, and hash them."""
+        hashlib.sha256(b"".join(self._call(request))).digest()
 
     def timed(self, request: bytes, origin: int, encoding: str = "", fast: bool = False) -> float:
         """Call; return the seconds. Raises BenchError if the answer came from somewhere else."""
