@@ -55,6 +55,7 @@ var (
 	ErrCompileMemoryLimit       = &Error{Reason: "COMPILE_MEMORY_LIMIT"}
 	ErrArtifactTooLarge         = &Error{Reason: "ARTIFACT_TOO_LARGE"}
 	ErrCompilerCrashed          = &Error{Reason: "COMPILER_CRASHED"}
+	ErrJobEnded                 = &Error{Reason: "JOB_ENDED"}
 	ErrModuleQuarantined        = &Error{Reason: "MODULE_QUARANTINED"}
 	ErrCompileQueueFull         = &Error{Reason: "COMPILE_QUEUE_FULL"}
 	// ErrQueueFull is the name of ErrCompileQueueFull before 0.7.

@@ -506,6 +506,19 @@ class Methods(ABC):
         return await self._ask(request, admin.ReleaseQuarantineResponse, timeout_s)
 
     @method
+    async def jobs(self, *, timeout_s: float | None = None) -> admin.ListJobsResponse:
+        """Return what the daemon's engines work on, and what waits for them."""
+        return await self._ask(admin.ListJobsRequest(), admin.ListJobsResponse, timeout_s)
+
+    @method
+    async def end_job(self, id: str, *, timeout_s: float | None = None) -> admin.EndJobResponse:  # noqa: A002 - the contract's name
+        """End a job that `jobs` lists. Whoever waits for it gets JobEnded.
+
+        The answer has the job as it was, or none if there is none of this id any more.
+        """
+        return await self._ask(admin.EndJobRequest(id=id), admin.EndJobResponse, timeout_s)
+
+    @method
     async def pin(
         self,
         module: Source | None = None,

@@ -179,6 +179,10 @@ class CompilerCrashed(_Sent, code="INTERNAL"):
     """The engine died while it compiled this module. `metadata`: engine, signal."""
 
 
+class JobEnded(_Sent, code="ABORTED"):
+    """An operator of the daemon ended the job that worked on this module. `metadata`: engine."""
+
+
 class InternalFailure(_Sent, code="INTERNAL", reason="INTERNAL"):
     """The daemon has a defect. `metadata`: request_id, which its log names."""
 

@@ -202,7 +202,7 @@ class Daemon:
             module_service.ModuleServicer(
                 tenants.of, stats, partial(serving.capabilities, self.version), uploads
             ),
-            admin_service.AdminServicer(tenants.of, self.drain),
+            admin_service.AdminServicer(tenants.of, tenants.jobs, self.drain),
             entry,
             connections=connections,
             streams=_MAX_STREAMS,

@@ -73,6 +73,7 @@ class Reason(AnyReason):
     COMPILE_MEMORY_LIMIT = "COMPILE_MEMORY_LIMIT", _FULL, "engine limit_bytes"
     ARTIFACT_TOO_LARGE = "ARTIFACT_TOO_LARGE", _FULL, "engine size_bytes limit_bytes"
     COMPILER_CRASHED = "COMPILER_CRASHED", "INTERNAL", "engine signal"
+    JOB_ENDED = "JOB_ENDED", "ABORTED", "engine"
     MODULE_QUARANTINED = "MODULE_QUARANTINED", _REFUSED, "engine first_reason seconds_left"
     COMPILE_QUEUE_FULL = "COMPILE_QUEUE_FULL", _FULL, "limit engine waiting calls"
     WORKER_UNAVAILABLE = "WORKER_UNAVAILABLE", "UNAVAILABLE", "engine"
@@ -412,6 +413,12 @@ def compiler_crashed(
     text = f"{engine} {how} while it worked on this module"
     text += f": {last_words}" if last_words else ""
     return WasmkilnError(Reason.COMPILER_CRASHED, text, fault=fault, engine=engine, signal=signal)
+
+
+@_sentence(Reason.JOB_ENDED)
+def job_ended(engine: str) -> str:
+    """An operator ended the job, whatever the module."""
+    return f"an operator ended this job of {engine}: ask the operator before you try again"
 
 
 @_sentence(Reason.MODULE_QUARANTINED)

@@ -63,7 +63,7 @@ class Role(Enum):
 
     READ = "read"  # Get artifacts by digest that a tier holds; compile nothing.
     COMPILE = "compile"  # Upload and compile modules; includes READ.
-    # Evict, pin, list and release quarantined modules; in the default namespace also Drain.
+    # Evict, pin, release quarantined modules, end jobs; in the default namespace also Drain.
     ADMIN = "admin"
     METRICS = "metrics"  # Read Stats, /metrics and the connections.
 

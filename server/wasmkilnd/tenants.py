@@ -25,7 +25,7 @@ in Redis and on the disk until they expire or make room.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
@@ -36,6 +36,7 @@ from wasmkilnd import errors, model, quarantine, usage
 from wasmkilnd.cache import host_store, memory, object_store, redis_store
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.compile import Compiler, Tenant
+from wasmkilnd.engines.pool import Job
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.pins import PinFile, Pins
 from wasmkilnd.redis import embedded, fleet, records
@@ -72,7 +73,7 @@ class OpenTenant:
         self, namespace: str, memory_bytes: int, host_store_bytes: int, common: Tenants
     ) -> None:
         """Build it of what is ``common`` to all namespaces; see ``start``."""
-        now, whole = common.settings, common.metrics
+        now, whole, self.namespace = common.settings, common.metrics, namespace
         self._sealer = sealer = common.sealer
         settings, link, self.redis_kind = now.current, common.server.link, common.server.mode
         # What daemons tell each other, they read and write.
@@ -266,6 +267,17 @@ class Tenants:
             gone = "cannot serve this call: its caller's namespace was just removed; call again"
             raise errors.credentials_invalid("unknown", gone)
         return self.opened[namespace].tenant
+
+    def jobs(self, namespace: str) -> Iterator[tuple[str, str, Job]]:
+        """Yield the jobs of a namespace, each with that and with its engine's id.
+
+        Of the default one, whose operators are the daemon's, yield those of all.
+        """
+        shown = [each for each in self._all() if namespace in ("", each.namespace)]
+        flights = {each: one for one in shown for each in one.tenant.compiler.flights.waiters}
+        for engine_id, job in self.engines.jobs():
+            if found := flights.get(job.waiters):
+                yield found.namespace, engine_id, job
 
     def serve(self, namespaces: Collection[str], settings: Settings) -> None:
         """Serve ``namespaces`` and the default one from now on, and no others.

@@ -38,7 +38,7 @@ DAEMONS = {
 }
 _CROWDED = {
     *("COMPILER_CRASHED", "COMPILE_QUEUE_FULL", "WORKER_UNAVAILABLE", "ENGINE_REMOVED"),
-    *("PINS_FULL", "SERVER_DRAINING"),
+    *("JOB_ENDED", "PINS_FULL", "SERVER_DRAINING"),
 }
 _GUARDED = {"CREDENTIALS_MISSING", "CREDENTIALS_INVALID", "ROLE_MISSING", "QUOTA_EXCEEDED"}
 # The field that a BadRequest names, where a row does not say.
@@ -243,6 +243,7 @@ ROWS = [
         seconds_left=r"(600|5\d\d)(\.\d)?",
     ),
     row("COMPILER_CRASHED", causes.crash, "SIGABRT", engine=ENGINE, signal="SIGABRT"),
+    row("JOB_ENDED", causes.end_the_job, "an operator ended", engine=ENGINE),
     row("COMPILE_QUEUE_FULL", causes.fill_the_queue, "", limit="queue", engine=ENGINE, waiting="1"),
     row("WORKER_UNAVAILABLE", causes.lose_every_worker, "whatever the module", engine=ENGINE),
     row("ENGINE_REMOVED", causes.lose_the_engine, "was removed", engine=ENGINE, engines=""),

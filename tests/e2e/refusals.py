@@ -102,6 +102,18 @@ def crash(daemon: Daemon) -> Refusal:
         return call.result()
 
 
+def end_the_job(daemon: Daemon) -> Refusal:
+    """End the job of a call, as an operator does."""
+    grpcurl = Grpcurl(daemon.address)
+    with ThreadPoolExecutor(1) as callers:
+        call = callers.submit(compile_(wasm.many_functions(200_001)), daemon)
+        busy_job(daemon.pid)
+        [told] = grpcurl.json(f"{_ADMIN}/ListJobs", {})
+        [ended] = grpcurl.json(f"{_ADMIN}/EndJob", {"id": told["jobs"][0]["id"]})
+        assert ended["job"]["module_sha256"] == told["jobs"][0]["module_sha256"]
+        return call.result()
+
+
 def fill_the_queue(daemon: Daemon) -> Refusal:
     """Call while one job runs and another fills the queue."""
     with held_worker(daemon), Caller(daemon) as another:

@@ -71,6 +71,8 @@ RPCS = {
     "/wasmkiln.v1.AdminService/Pin": Need("admin"),
     "/wasmkiln.v1.AdminService/Unpin": Need("admin"),
     "/wasmkiln.v1.AdminService/ListPins": Need("admin"),
+    "/wasmkiln.v1.AdminService/ListJobs": Need("admin"),
+    "/wasmkiln.v1.AdminService/EndJob": Need("admin"),
     "/wasmkiln.v1.AdminService/ListQuarantine": Need("admin"),
     "/wasmkiln.v1.AdminService/ReleaseQuarantine": Need("admin"),
     "/wasmkiln.v1.AdminService/Drain": Need("admin", whole_daemon=True),

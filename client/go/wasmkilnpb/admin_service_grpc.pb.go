@@ -22,6 +22,8 @@ const (
 	AdminService_Evict_FullMethodName             = "/wasmkiln.v1.AdminService/Evict"
 	AdminService_ListQuarantine_FullMethodName    = "/wasmkiln.v1.AdminService/ListQuarantine"
 	AdminService_ReleaseQuarantine_FullMethodName = "/wasmkiln.v1.AdminService/ReleaseQuarantine"
+	AdminService_ListJobs_FullMethodName          = "/wasmkiln.v1.AdminService/ListJobs"
+	AdminService_EndJob_FullMethodName            = "/wasmkiln.v1.AdminService/EndJob"
 	AdminService_Pin_FullMethodName               = "/wasmkiln.v1.AdminService/Pin"
 	AdminService_Unpin_FullMethodName             = "/wasmkiln.v1.AdminService/Unpin"
 	AdminService_ListPins_FullMethodName          = "/wasmkiln.v1.AdminService/ListPins"
@@ -51,6 +53,13 @@ type AdminServiceClient interface {
 	//
 	//	INVALID_ARGUMENT INVALID_REQUEST  no scope, or a malformed digest.
 	ReleaseQuarantine(ctx context.Context, in *ReleaseQuarantineRequest, opts ...grpc.CallOption) (*ReleaseQuarantineResponse, error)
+	// Lists the jobs of the caller's namespace that run or wait for a worker or for memory;
+	// in the default namespace, those of all namespaces.
+	ListJobs(ctx context.Context, in *ListJobsRequest, opts ...grpc.CallOption) (*ListJobsResponse, error)
+	// Ends a job that ListJobs lists. Whoever waits for it gets JOB_ENDED. If the job runs, its
+	// worker ends with it, and another one starts. The module is not quarantined for that. If
+	// another daemon waits for the same artifact, it compiles the module itself: end its job, too.
+	EndJob(ctx context.Context, in *EndJobRequest, opts ...grpc.CallOption) (*EndJobResponse, error)
 	// Pins a module of the caller's namespace: no tier evicts it or any artifact of it,
 	// of whatever engine, to make room for others, and Redis keeps them without a time
 	// to live. That holds for artifacts that are made later too, and for all daemons on
@@ -83,7 +92,7 @@ type AdminServiceClient interface {
 	// keeps one, its embedded server (another daemon that uses it starts it again), and
 	// exits with status 0.
 	//
-	// While the daemon drains, it accepts only Drain, ModuleService.Stats and
+	// While the daemon drains, it accepts only Drain, ListJobs, EndJob, ModuleService.Stats and
 	// ModuleService.GetCapabilities, and health. The earliest deadline counts: a second Drain can
 	// shorten the first one's grace, and no call can lengthen it.
 	//
@@ -125,6 +134,26 @@ func (c *adminServiceClient) ReleaseQuarantine(ctx context.Context, in *ReleaseQ
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ReleaseQuarantineResponse)
 	err := c.cc.Invoke(ctx, AdminService_ReleaseQuarantine_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) ListJobs(ctx context.Context, in *ListJobsRequest, opts ...grpc.CallOption) (*ListJobsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListJobsResponse)
+	err := c.cc.Invoke(ctx, AdminService_ListJobs_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) EndJob(ctx context.Context, in *EndJobRequest, opts ...grpc.CallOption) (*EndJobResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EndJobResponse)
+	err := c.cc.Invoke(ctx, AdminService_EndJob_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -194,6 +223,13 @@ type AdminServiceServer interface {
 	//
 	//	INVALID_ARGUMENT INVALID_REQUEST  no scope, or a malformed digest.
 	ReleaseQuarantine(context.Context, *ReleaseQuarantineRequest) (*ReleaseQuarantineResponse, error)
+	// Lists the jobs of the caller's namespace that run or wait for a worker or for memory;
+	// in the default namespace, those of all namespaces.
+	ListJobs(context.Context, *ListJobsRequest) (*ListJobsResponse, error)
+	// Ends a job that ListJobs lists. Whoever waits for it gets JOB_ENDED. If the job runs, its
+	// worker ends with it, and another one starts. The module is not quarantined for that. If
+	// another daemon waits for the same artifact, it compiles the module itself: end its job, too.
+	EndJob(context.Context, *EndJobRequest) (*EndJobResponse, error)
 	// Pins a module of the caller's namespace: no tier evicts it or any artifact of it,
 	// of whatever engine, to make room for others, and Redis keeps them without a time
 	// to live. That holds for artifacts that are made later too, and for all daemons on
@@ -226,7 +262,7 @@ type AdminServiceServer interface {
 	// keeps one, its embedded server (another daemon that uses it starts it again), and
 	// exits with status 0.
 	//
-	// While the daemon drains, it accepts only Drain, ModuleService.Stats and
+	// While the daemon drains, it accepts only Drain, ListJobs, EndJob, ModuleService.Stats and
 	// ModuleService.GetCapabilities, and health. The earliest deadline counts: a second Drain can
 	// shorten the first one's grace, and no call can lengthen it.
 	//
@@ -249,6 +285,12 @@ func (UnimplementedAdminServiceServer) ListQuarantine(context.Context, *ListQuar
 }
 func (UnimplementedAdminServiceServer) ReleaseQuarantine(context.Context, *ReleaseQuarantineRequest) (*ReleaseQuarantineResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method ReleaseQuarantine not implemented")
+}
+func (UnimplementedAdminServiceServer) ListJobs(context.Context, *ListJobsRequest) (*ListJobsResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method ListJobs not implemented")
+}
+func (UnimplementedAdminServiceServer) EndJob(context.Context, *EndJobRequest) (*EndJobResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method EndJob not implemented")
 }
 func (UnimplementedAdminServiceServer) Pin(context.Context, *PinRequest) (*PinResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method Pin not implemented")
@@ -325,6 +367,42 @@ func _AdminService_ReleaseQuarantine_Handler(srv interface{}, ctx context.Contex
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AdminServiceServer).ReleaseQuarantine(ctx, req.(*ReleaseQuarantineRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_ListJobs_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListJobsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ListJobs(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ListJobs_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ListJobs(ctx, req.(*ListJobsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_EndJob_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EndJobRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).EndJob(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_EndJob_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).EndJob(ctx, req.(*EndJobRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -419,6 +497,14 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReleaseQuarantine",
 			Handler:    _AdminService_ReleaseQuarantine_Handler,
+		},
+		{
+			MethodName: "ListJobs",
+			Handler:    _AdminService_ListJobs_Handler,
+		},
+		{
+			MethodName: "EndJob",
+			Handler:    _AdminService_EndJob_Handler,
 		},
 		{
 			MethodName: "Pin",

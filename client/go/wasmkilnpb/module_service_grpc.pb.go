@@ -61,6 +61,8 @@ type ModuleServiceClient interface {
 	//	RESOURCE_EXHAUSTED  COMPILE_QUEUE_FULL    with RetryInfo; metadata: limit, and engine for
 	//	                                          the limit queue.
 	//	INTERNAL            COMPILER_CRASHED      metadata: engine, signal.
+	//	ABORTED             JOB_ENDED             an operator ended the job, as AdminService.EndJob
+	//	                                          does; metadata: engine.
 	//	UNAVAILABLE         WORKER_UNAVAILABLE    the daemon cannot start a worker of this
 	//	                                          engine now, whatever the module; with
 	//	                                          RetryInfo; metadata: engine.
@@ -303,6 +305,8 @@ type ModuleServiceServer interface {
 	//	RESOURCE_EXHAUSTED  COMPILE_QUEUE_FULL    with RetryInfo; metadata: limit, and engine for
 	//	                                          the limit queue.
 	//	INTERNAL            COMPILER_CRASHED      metadata: engine, signal.
+	//	ABORTED             JOB_ENDED             an operator ended the job, as AdminService.EndJob
+	//	                                          does; metadata: engine.
 	//	UNAVAILABLE         WORKER_UNAVAILABLE    the daemon cannot start a worker of this
 	//	                                          engine now, whatever the module; with
 	//	                                          RetryInfo; metadata: engine.

@@ -47,6 +47,7 @@ exports.CompileTimeout = class CompileTimeout extends named('COMPILE_TIMEOUT') {
 exports.CompileMemoryLimit = class CompileMemoryLimit extends named('COMPILE_MEMORY_LIMIT') {}
 exports.ArtifactTooLarge = class ArtifactTooLarge extends named('ARTIFACT_TOO_LARGE') {}
 exports.CompilerCrashed = class CompilerCrashed extends named('COMPILER_CRASHED') {}
+exports.JobEnded = class JobEnded extends named('JOB_ENDED') {}
 exports.InternalFailure = class InternalFailure extends named('INTERNAL') {}
 exports.ModuleQuarantined = class ModuleQuarantined extends named('MODULE_QUARANTINED') {}
 exports.CompileQueueFull = class CompileQueueFull extends named('COMPILE_QUEUE_FULL') {}

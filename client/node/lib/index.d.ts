@@ -180,7 +180,7 @@ export const CompatibilityUnknown: Kind, CompatibilityUnsupported: Kind
 export const CredentialsMissing: Kind, CredentialsInvalid: Kind, RoleMissing: Kind
 export const ModuleNotLoaded: Kind, CompileTimeout: Kind, CompileMemoryLimit: Kind
 export const ArtifactTooLarge: Kind, CompilerCrashed: Kind, InternalFailure: Kind
-export const ModuleQuarantined: Kind, CompileQueueFull: Kind, QuotaExceeded: Kind
+export const JobEnded: Kind, ModuleQuarantined: Kind, CompileQueueFull: Kind, QuotaExceeded: Kind
 /** The name of CompileQueueFull before 0.7. */
 export const QueueFull: Kind
 export const WorkerUnavailable: Kind, ServerDraining: Kind

@@ -75,6 +75,8 @@ reasons! {
     ArtifactTooLarge = "ARTIFACT_TOO_LARGE",
     /// The compiler crashed on this module.
     CompilerCrashed = "COMPILER_CRASHED",
+    /// An operator of the daemon ended the job that worked on the module.
+    JobEnded = "JOB_ENDED",
     /// The module broke the compiler not long ago.
     ModuleQuarantined = "MODULE_QUARANTINED",
     /// Too many calls or compilations wait: retry after [`Error::retry_after`].

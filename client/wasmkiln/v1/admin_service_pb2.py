@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fwasmkiln/v1/admin_service.proto\x12\x0bwasmkiln.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x17\n\x15ListQuarantineRequest\"I\n\x16ListQuarantineResponse\x12/\n\x07modules\x18\x01 \x03(\x0b\x32\x1e.wasmkiln.v1.QuarantinedModule\"\xaf\x01\n\x11QuarantinedModule\x12\x15\n\rmodule_sha256\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x0f\n\x07strikes\x18\x06 \x01(\r\x12,\n\ttime_left\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"K\n\x18ReleaseQuarantineRequest\x12\x17\n\rmodule_sha256\x18\x01 \x01(\tH\x00\x12\r\n\x03\x61ll\x18\x02 \x01(\x08H\x00\x42\x07\n\x05scope\"H\n\x19ReleaseQuarantineResponse\x12\x10\n\x08released\x18\x01 \x01(\r\x12\x19\n\x11redis_unreachable\x18\x02 \x01(\x08\"r\n\x0c\x45victRequest\x12\x17\n\rmodule_sha256\x18\x01 \x01(\tH\x00\x12\x10\n\x06\x65ngine\x18\x02 \x01(\tH\x00\x12\r\n\x03\x61ll\x18\x03 \x01(\x08H\x00\x12\x1f\n\x04tier\x18\x04 \x01(\x0e\x32\x11.wasmkiln.v1.TierB\x07\n\x05scope\"m\n\rEvictResponse\x12\x11\n\tartifacts\x18\x01 \x01(\x04\x12\x0f\n\x07modules\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x19\n\x11unreachable_tiers\x18\x04 \x03(\t\x12\x0e\n\x06pinned\x18\x05 \x01(\x04\"#\n\nPinRequest\x12\x15\n\rmodule_sha256\x18\x01 \x01(\t\"G\n\x0bPinResponse\x12\x1d\n\x03pin\x18\x01 \x01(\x0b\x32\x10.wasmkiln.v1.Pin\x12\x19\n\x11redis_unreachable\x18\x02 \x01(\x08\"%\n\x0cUnpinRequest\x12\x15\n\rmodule_sha256\x18\x01 \x01(\t\";\n\rUnpinResponse\x12\x0f\n\x07removed\x18\x01 \x01(\x08\x12\x19\n\x11redis_unreachable\x18\x02 \x01(\x08\"\x11\n\x0fListPinsRequest\"2\n\x10ListPinsResponse\x12\x1e\n\x04pins\x18\x01 \x03(\x0b\x32\x10.wasmkiln.v1.Pin\"v\n\x03Pin\x12\x15\n\rmodule_sha256\x18\x01 \x01(\t\x12.\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x05tiers\x18\x03 \x03(\x0b\x32\x19.wasmkiln.v1.PinnedInTier\"N\n\x0cPinnedInTier\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x11\n\tartifacts\x18\x02 \x01(\r\x12\x0e\n\x06module\x18\x03 \x01(\x08\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\"8\n\x0c\x44rainRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"Y\n\rDrainResponse\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\r\x12\x0f\n\x07\x66lights\x18\x03 \x01(\r*i\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTIER_MEMORY\x10\x01\x12\x0e\n\nTIER_REDIS\x10\x02\x12\x13\n\x0fTIER_HOST_STORE\x10\x03\x12\x15\n\x11TIER_OBJECT_STORE\x10\x04\x32\x90\x04\n\x0c\x41\x64minService\x12>\n\x05\x45vict\x12\x19.wasmkiln.v1.EvictRequest\x1a\x1a.wasmkiln.v1.EvictResponse\x12Y\n\x0eListQuarantine\x12\".wasmkiln.v1.ListQuarantineRequest\x1a#.wasmkiln.v1.ListQuarantineResponse\x12\x62\n\x11ReleaseQuarantine\x12%.wasmkiln.v1.ReleaseQuarantineRequest\x1a&.wasmkiln.v1.ReleaseQuarantineResponse\x12\x38\n\x03Pin\x12\x17.wasmkiln.v1.PinRequest\x1a\x18.wasmkiln.v1.PinResponse\x12>\n\x05Unpin\x12\x19.wasmkiln.v1.UnpinRequest\x1a\x1a.wasmkiln.v1.UnpinResponse\x12G\n\x08ListPins\x12\x1c.wasmkiln.v1.ListPinsRequest\x1a\x1d.wasmkiln.v1.ListPinsResponse\x12>\n\x05\x44rain\x12\x19.wasmkiln.v1.DrainRequest\x1a\x1a.wasmkiln.v1.DrainResponseB\xaf\x01\n\x0f\x63om.wasmkiln.v1B\x11\x41\x64minServiceProtoP\x01Z<github.com/wasmkiln/wasmkiln/client/go/wasmkilnpb;wasmkilnpb\xa2\x02\x03WKV\xaa\x02\x0bWasmkiln.V1\xca\x02\x0bWasmkiln\\V1\xe2\x02\x17Wasmkiln\\V1\\GPBMetadata\xea\x02\x0cWasmkiln::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fwasmkiln/v1/admin_service.proto\x12\x0bwasmkiln.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x17\n\x15ListQuarantineRequest\"I\n\x16ListQuarantineResponse\x12/\n\x07modules\x18\x01 \x03(\x0b\x32\x1e.wasmkiln.v1.QuarantinedModule\"\xaf\x01\n\x11QuarantinedModule\x12\x15\n\rmodule_sha256\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x0f\n\x07strikes\x18\x06 \x01(\r\x12,\n\ttime_left\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x11\n\x0fListJobsRequest\"2\n\x10ListJobsResponse\x12\x1e\n\x04jobs\x18\x01 \x03(\x0b\x32\x10.wasmkiln.v1.Job\"\xd3\x01\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0f\n\x07\x63\x61llers\x18\x03 \x03(\t\x12\x15\n\rmodule_sha256\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x0c\n\x04work\x18\x06 \x01(\t\x12)\n\x06waited\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03ran\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmemory_bytes\x18\t \x01(\x04\"\x1b\n\rEndJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"/\n\x0e\x45ndJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.wasmkiln.v1.Job\"K\n\x18ReleaseQuarantineRequest\x12\x17\n\rmodule_sha256\x18\x01 \x01(\tH\x00\x12\r\n\x03\x61ll\x18\x02 \x01(\x08H\x00\x42\x07\n\x05scope\"H\n\x19ReleaseQuarantineResponse\x12\x10\n\x08released\x18\x01 \x01(\r\x12\x19\n\x11redis_unreachable\x18\x02 \x01(\x08\"r\n\x0c\x45victRequest\x12\x17\n\rmodule_sha256\x18\x01 \x01(\tH\x00\x12\x10\n\x06\x65ngine\x18\x02 \x01(\tH\x00\x12\r\n\x03\x61ll\x18\x03 \x01(\x08H\x00\x12\x1f\n\x04tier\x18\x04 \x01(\x0e\x32\x11.wasmkiln.v1.TierB\x07\n\x05scope\"m\n\rEvictResponse\x12\x11\n\tartifacts\x18\x01 \x01(\x04\x12\x0f\n\x07modules\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x19\n\x11unreachable_tiers\x18\x04 \x03(\t\x12\x0e\n\x06pinned\x18\x05 \x01(\x04\"#\n\nPinRequest\x12\x15\n\rmodule_sha256\x18\x01 \x01(\t\"G\n\x0bPinResponse\x12\x1d\n\x03pin\x18\x01 \x01(\x0b\x32\x10.wasmkiln.v1.Pin\x12\x19\n\x11redis_unreachable\x18\x02 \x01(\x08\"%\n\x0cUnpinRequest\x12\x15\n\rmodule_sha256\x18\x01 \x01(\t\";\n\rUnpinResponse\x12\x0f\n\x07removed\x18\x01 \x01(\x08\x12\x19\n\x11redis_unreachable\x18\x02 \x01(\x08\"\x11\n\x0fListPinsRequest\"2\n\x10ListPinsResponse\x12\x1e\n\x04pins\x18\x01 \x03(\x0b\x32\x10.wasmkiln.v1.Pin\"v\n\x03Pin\x12\x15\n\rmodule_sha256\x18\x01 \x01(\t\x12.\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x05tiers\x18\x03 \x03(\x0b\x32\x19.wasmkiln.v1.PinnedInTier\"N\n\x0cPinnedInTier\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x11\n\tartifacts\x18\x02 \x01(\r\x12\x0e\n\x06module\x18\x03 \x01(\x08\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\"8\n\x0c\x44rainRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"Y\n\rDrainResponse\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\r\x12\x0f\n\x07\x66lights\x18\x03 \x01(\r*i\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTIER_MEMORY\x10\x01\x12\x0e\n\nTIER_REDIS\x10\x02\x12\x13\n\x0fTIER_HOST_STORE\x10\x03\x12\x15\n\x11TIER_OBJECT_STORE\x10\x04\x32\x9c\x05\n\x0c\x41\x64minService\x12>\n\x05\x45vict\x12\x19.wasmkiln.v1.EvictRequest\x1a\x1a.wasmkiln.v1.EvictResponse\x12Y\n\x0eListQuarantine\x12\".wasmkiln.v1.ListQuarantineRequest\x1a#.wasmkiln.v1.ListQuarantineResponse\x12\x62\n\x11ReleaseQuarantine\x12%.wasmkiln.v1.ReleaseQuarantineRequest\x1a&.wasmkiln.v1.ReleaseQuarantineResponse\x12G\n\x08ListJobs\x12\x1c.wasmkiln.v1.ListJobsRequest\x1a\x1d.wasmkiln.v1.ListJobsResponse\x12\x41\n\x06\x45ndJob\x12\x1a.wasmkiln.v1.EndJobRequest\x1a\x1b.wasmkiln.v1.EndJobResponse\x12\x38\n\x03Pin\x12\x17.wasmkiln.v1.PinRequest\x1a\x18.wasmkiln.v1.PinResponse\x12>\n\x05Unpin\x12\x19.wasmkiln.v1.UnpinRequest\x1a\x1a.wasmkiln.v1.UnpinResponse\x12G\n\x08ListPins\x12\x1c.wasmkiln.v1.ListPinsRequest\x1a\x1d.wasmkiln.v1.ListPinsResponse\x12>\n\x05\x44rain\x12\x19.wasmkiln.v1.DrainRequest\x1a\x1a.wasmkiln.v1.DrainResponseB\xaf\x01\n\x0f\x63om.wasmkiln.v1B\x11\x41\x64minServiceProtoP\x01Z<github.com/wasmkiln/wasmkiln/client/go/wasmkilnpb;wasmkilnpb\xa2\x02\x03WKV\xaa\x02\x0bWasmkiln.V1\xca\x02\x0bWasmkiln\\V1\xe2\x02\x17Wasmkiln\\V1\\GPBMetadata\xea\x02\x0cWasmkiln::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,42 +34,52 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'wasmkiln.v1.admin_service_p
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017com.wasmkiln.v1B\021AdminServiceProtoP\001Z<github.com/wasmkiln/wasmkiln/client/go/wasmkilnpb;wasmkilnpb\242\002\003WKV\252\002\013Wasmkiln.V1\312\002\013Wasmkiln\\V1\342\002\027Wasmkiln\\V1\\GPBMetadata\352\002\014Wasmkiln::V1'
-  _globals['_TIER']._serialized_start=1399
-  _globals['_TIER']._serialized_end=1504
+  _globals['_TIER']._serialized_start=1762
+  _globals['_TIER']._serialized_end=1867
   _globals['_LISTQUARANTINEREQUEST']._serialized_start=113
   _globals['_LISTQUARANTINEREQUEST']._serialized_end=136
   _globals['_LISTQUARANTINERESPONSE']._serialized_start=138
   _globals['_LISTQUARANTINERESPONSE']._serialized_end=211
   _globals['_QUARANTINEDMODULE']._serialized_start=214
   _globals['_QUARANTINEDMODULE']._serialized_end=389
-  _globals['_RELEASEQUARANTINEREQUEST']._serialized_start=391
-  _globals['_RELEASEQUARANTINEREQUEST']._serialized_end=466
-  _globals['_RELEASEQUARANTINERESPONSE']._serialized_start=468
-  _globals['_RELEASEQUARANTINERESPONSE']._serialized_end=540
-  _globals['_EVICTREQUEST']._serialized_start=542
-  _globals['_EVICTREQUEST']._serialized_end=656
-  _globals['_EVICTRESPONSE']._serialized_start=658
-  _globals['_EVICTRESPONSE']._serialized_end=767
-  _globals['_PINREQUEST']._serialized_start=769
-  _globals['_PINREQUEST']._serialized_end=804
-  _globals['_PINRESPONSE']._serialized_start=806
-  _globals['_PINRESPONSE']._serialized_end=877
-  _globals['_UNPINREQUEST']._serialized_start=879
-  _globals['_UNPINREQUEST']._serialized_end=916
-  _globals['_UNPINRESPONSE']._serialized_start=918
-  _globals['_UNPINRESPONSE']._serialized_end=977
-  _globals['_LISTPINSREQUEST']._serialized_start=979
-  _globals['_LISTPINSREQUEST']._serialized_end=996
-  _globals['_LISTPINSRESPONSE']._serialized_start=998
-  _globals['_LISTPINSRESPONSE']._serialized_end=1048
-  _globals['_PIN']._serialized_start=1050
-  _globals['_PIN']._serialized_end=1168
-  _globals['_PINNEDINTIER']._serialized_start=1170
-  _globals['_PINNEDINTIER']._serialized_end=1248
-  _globals['_DRAINREQUEST']._serialized_start=1250
-  _globals['_DRAINREQUEST']._serialized_end=1306
-  _globals['_DRAINRESPONSE']._serialized_start=1308
-  _globals['_DRAINRESPONSE']._serialized_end=1397
-  _globals['_ADMINSERVICE']._serialized_start=1507
-  _globals['_ADMINSERVICE']._serialized_end=2035
+  _globals['_LISTJOBSREQUEST']._serialized_start=391
+  _globals['_LISTJOBSREQUEST']._serialized_end=408
+  _globals['_LISTJOBSRESPONSE']._serialized_start=410
+  _globals['_LISTJOBSRESPONSE']._serialized_end=460
+  _globals['_JOB']._serialized_start=463
+  _globals['_JOB']._serialized_end=674
+  _globals['_ENDJOBREQUEST']._serialized_start=676
+  _globals['_ENDJOBREQUEST']._serialized_end=703
+  _globals['_ENDJOBRESPONSE']._serialized_start=705
+  _globals['_ENDJOBRESPONSE']._serialized_end=752
+  _globals['_RELEASEQUARANTINEREQUEST']._serialized_start=754
+  _globals['_RELEASEQUARANTINEREQUEST']._serialized_end=829
+  _globals['_RELEASEQUARANTINERESPONSE']._serialized_start=831
+  _globals['_RELEASEQUARANTINERESPONSE']._serialized_end=903
+  _globals['_EVICTREQUEST']._serialized_start=905
+  _globals['_EVICTREQUEST']._serialized_end=1019
+  _globals['_EVICTRESPONSE']._serialized_start=1021
+  _globals['_EVICTRESPONSE']._serialized_end=1130
+  _globals['_PINREQUEST']._serialized_start=1132
+  _globals['_PINREQUEST']._serialized_end=1167
+  _globals['_PINRESPONSE']._serialized_start=1169
+  _globals['_PINRESPONSE']._serialized_end=1240
+  _globals['_UNPINREQUEST']._serialized_start=1242
+  _globals['_UNPINREQUEST']._serialized_end=1279
+  _globals['_UNPINRESPONSE']._serialized_start=1281
+  _globals['_UNPINRESPONSE']._serialized_end=1340
+  _globals['_LISTPINSREQUEST']._serialized_start=1342
+  _globals['_LISTPINSREQUEST']._serialized_end=1359
+  _globals['_LISTPINSRESPONSE']._serialized_start=1361
+  _globals['_LISTPINSRESPONSE']._serialized_end=1411
+  _globals['_PIN']._serialized_start=1413
+  _globals['_PIN']._serialized_end=1531
+  _globals['_PINNEDINTIER']._serialized_start=1533
+  _globals['_PINNEDINTIER']._serialized_end=1611
+  _globals['_DRAINREQUEST']._serialized_start=1613
+  _globals['_DRAINREQUEST']._serialized_end=1669
+  _globals['_DRAINRESPONSE']._serialized_start=1671
+  _globals['_DRAINRESPONSE']._serialized_end=1760
+  _globals['_ADMINSERVICE']._serialized_start=1870
+  _globals['_ADMINSERVICE']._serialized_end=2538
 # @@protoc_insertion_point(module_scope)

@@ -52,6 +52,50 @@ class QuarantinedModule(_message.Message):
     time_left: _duration_pb2.Duration
     def __init__(self, module_sha256: _Optional[str] = ..., fingerprint: _Optional[str] = ..., engine: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., strikes: _Optional[int] = ..., time_left: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
+class ListJobsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListJobsResponse(_message.Message):
+    __slots__ = ("jobs",)
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    jobs: _containers.RepeatedCompositeFieldContainer[Job]
+    def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ...) -> None: ...
+
+class Job(_message.Message):
+    __slots__ = ("id", "namespace", "callers", "module_sha256", "engine", "work", "waited", "ran", "memory_bytes")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    CALLERS_FIELD_NUMBER: _ClassVar[int]
+    MODULE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
+    WAITED_FIELD_NUMBER: _ClassVar[int]
+    RAN_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    namespace: str
+    callers: _containers.RepeatedScalarFieldContainer[str]
+    module_sha256: str
+    engine: str
+    work: str
+    waited: _duration_pb2.Duration
+    ran: _duration_pb2.Duration
+    memory_bytes: int
+    def __init__(self, id: _Optional[str] = ..., namespace: _Optional[str] = ..., callers: _Optional[_Iterable[str]] = ..., module_sha256: _Optional[str] = ..., engine: _Optional[str] = ..., work: _Optional[str] = ..., waited: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ran: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+
+class EndJobRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class EndJobResponse(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: Job
+    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
+
 class ReleaseQuarantineRequest(_message.Message):
     __slots__ = ("module_sha256", "all")
     MODULE_SHA256_FIELD_NUMBER: _ClassVar[int]

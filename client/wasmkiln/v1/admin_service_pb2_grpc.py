@@ -50,6 +50,16 @@ class AdminServiceStub(object):
                 request_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineRequest.SerializeToString,
                 response_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineResponse.FromString,
                 _registered_method=True)
+        self.ListJobs = channel.unary_unary(
+                '/wasmkiln.v1.AdminService/ListJobs',
+                request_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.ListJobsRequest.SerializeToString,
+                response_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.ListJobsResponse.FromString,
+                _registered_method=True)
+        self.EndJob = channel.unary_unary(
+                '/wasmkiln.v1.AdminService/EndJob',
+                request_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.EndJobRequest.SerializeToString,
+                response_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.EndJobResponse.FromString,
+                _registered_method=True)
         self.Pin = channel.unary_unary(
                 '/wasmkiln.v1.AdminService/Pin',
                 request_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.PinRequest.SerializeToString,
@@ -108,6 +118,23 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListJobs(self, request, context):
+        """Lists the jobs of the caller's namespace that run or wait for a worker or for memory;
+        in the default namespace, those of all namespaces.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndJob(self, request, context):
+        """Ends a job that ListJobs lists. Whoever waits for it gets JOB_ENDED. If the job runs, its
+        worker ends with it, and another one starts. The module is not quarantined for that. If
+        another daemon waits for the same artifact, it compiles the module itself: end its job, too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Pin(self, request, context):
         """Pins a module of the caller's namespace: no tier evicts it or any artifact of it,
         of whatever engine, to make room for others, and Redis keeps them without a time
@@ -154,7 +181,7 @@ class AdminServiceServicer(object):
         keeps one, its embedded server (another daemon that uses it starts it again), and
         exits with status 0.
 
-        While the daemon drains, it accepts only Drain, ModuleService.Stats and
+        While the daemon drains, it accepts only Drain, ListJobs, EndJob, ModuleService.Stats and
         ModuleService.GetCapabilities, and health. The earliest deadline counts: a second Drain can
         shorten the first one's grace, and no call can lengthen it.
 
@@ -182,6 +209,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ReleaseQuarantine,
                     request_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineRequest.FromString,
                     response_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineResponse.SerializeToString,
+            ),
+            'ListJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJobs,
+                    request_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.ListJobsRequest.FromString,
+                    response_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.ListJobsResponse.SerializeToString,
+            ),
+            'EndJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndJob,
+                    request_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.EndJobRequest.FromString,
+                    response_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.EndJobResponse.SerializeToString,
             ),
             'Pin': grpc.unary_unary_rpc_method_handler(
                     servicer.Pin,
@@ -286,6 +323,60 @@ class AdminService(object):
             '/wasmkiln.v1.AdminService/ReleaseQuarantine',
             wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineRequest.SerializeToString,
             wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wasmkiln.v1.AdminService/ListJobs',
+            wasmkiln_dot_v1_dot_admin__service__pb2.ListJobsRequest.SerializeToString,
+            wasmkiln_dot_v1_dot_admin__service__pb2.ListJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wasmkiln.v1.AdminService/EndJob',
+            wasmkiln_dot_v1_dot_admin__service__pb2.EndJobRequest.SerializeToString,
+            wasmkiln_dot_v1_dot_admin__service__pb2.EndJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

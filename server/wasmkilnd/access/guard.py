@@ -60,7 +60,7 @@ RPCS: Mapping[str, Need] = {
     **_each("/wasmkiln.v1.ModuleService/", "Compile FindMissing", _READ),
     **_each("/wasmkiln.v1.ModuleService/", "GetCapabilities", _ANY),
     **_each("/wasmkiln.v1.ModuleService/", "Stats", _METRICS),
-    **_each("/wasmkiln.v1.AdminService/", "Evict Pin Unpin ListPins", _ADMIN),
+    **_each("/wasmkiln.v1.AdminService/", "Evict Pin Unpin ListPins ListJobs EndJob", _ADMIN),
     **_each("/wasmkiln.v1.AdminService/", "ListQuarantine ReleaseQuarantine", _ADMIN),
     **_each("/wasmkiln.v1.AdminService/", "Drain", Need(Role.ADMIN, whole_daemon=True)),
     **_each("/grpc.health.v1.Health/", "Check Watch", _HEALTH),

@@ -20,17 +20,22 @@ worker has tried it that is newer than all that there were. So does a job that b
 more memory: no caller learns of its first end. It waits for its caller's turn, and is the first job
 of that line.
 
+An operator may end a job. One that runs takes its worker with it, so that whatever keeps the worker
+busy ends too.
+
 A worker that ends is replaced, with a delay that doubles while workers die young.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import structlog
@@ -74,6 +79,8 @@ class Job:
 
     order: JobOrder
     waiters: Waiters = field(default_factory=lambda: Waiters.of(Waiter()))
+    # What operators call it. No caller learns from it how many others there are.
+    id: str = field(default_factory=partial(secrets.token_hex, 6))
     asked_s: float = field(default_factory=time.monotonic)
     # How long it waited for the worker that it got last.
     queued_s: float | None = None
@@ -85,6 +92,9 @@ class Job:
     needs_bytes: int = 0
     # None once there is a worker, or why it gets none.
     granted: asyncio.Future[errors.WasmkilnError | None] = field(default_factory=asyncio.Future)
+    # What runs it in the pool, and whether an operator has ended it.
+    task: asyncio.Task[Any] | None = None
+    ended: bool = False
 
     @property
     def lines(self) -> list[Waiter]:
@@ -94,6 +104,12 @@ class Job:
         """
         rank = min((each.rank for each in self.waiters.waiting), default=0)
         return [each for each in self.waiters.waiting if each.rank == rank] or [_NOBODY]
+
+    def end(self) -> None:
+        """End it: all who wait for it get JOB_ENDED. Its worker, if it has one, ends too."""
+        if self.task and not self.ended:
+            self.ended = True
+            self.task.cancel()
 
 
 @dataclass(eq=False)
@@ -109,8 +125,7 @@ class WorkerPool:
     memory: Memory
 
     def __post_init__(self) -> None:
-        # How many workers have a job.
-        self.busy = 0
+        self._running: dict[Job, None] = {}
         # Why the last worker that was to start, or started, does not work.
         self._cause = ""
         self._idle: list[Worker] = []
@@ -120,6 +135,16 @@ class WorkerPool:
         self._mean_s = _FIRST_GUESS_S
         self._keepers: list[asyncio.Task[None]] = []
         self._closed = False
+
+    @property
+    def busy(self) -> int:
+        """How many workers have a job."""
+        return len(self._running)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs that run, and those that wait behind them."""
+        return [job for job in (*self._running, *self._waiting) if not job.ended]
 
     @property
     def alive(self) -> int:
@@ -188,9 +213,11 @@ class WorkerPool:
         Raises COMPILE_QUEUE_FULL, at once, or later to make room for a caller that
         holds less of the queue, or when the daemon has no file descriptors left;
         WORKER_UNAVAILABLE when no worker starts, or could set the job up; COMPILER_CRASHED when
-        two workers died under it; SERVER_DRAINING; and what ``ready`` and ``unless`` raise.
+        two workers died under it; JOB_ENDED; SERVER_DRAINING; and what ``ready`` and ``unless``
+        raise.
         """
         tries = self.size + 1  # All present workers may be damaged; a new one is not.
+        job.task = asyncio.current_task()
         self._waiting[job] = None
         while True:
             try:
@@ -216,6 +243,11 @@ class WorkerPool:
                 # The sandbox lets no job end its worker, so somebody else did.
                 how, nobodys = "lost its worker process twice", errors.Fault.NONE
                 refusal = errors.compiler_crashed(self.engine_id, how, cause, fault=nobodys)
+            except asyncio.CancelledError:
+                if not (job.ended and job.task):
+                    raise
+                job.task.uncancel()
+                raise errors.job_ended(self.engine_id) from None
             finally:
                 if job.worker:
                     self._give_back(job, job.worker)
@@ -357,7 +389,7 @@ class WorkerPool:
         """Start the jobs that there are workers and memory for; return whether any started."""
         started = False
         while self._idle and (job := self._next()):
-            self.busy += 1
+            self._running[job] = None
             job.worker, job.queued_s = self._idle.pop(), time.monotonic() - job.asked_s
             job.waiters.kept = True
             job.granted.set_result(None)
@@ -367,7 +399,7 @@ class WorkerPool:
         return started
 
     def _give_back(self, job: Job, worker: Worker) -> None:
-        self.busy -= 1
+        del self._running[job]
         job.worker = None
         self.memory.give(job)
         if worker.process.returncode is None:  # A keeper replaces one that has ended.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -50,7 +50,7 @@ _NO_SUCH_KIND = Verdict(
 # engine that needs more than this for a second opinion gives none.
 _SECOND_OPINION_CPU_S = 2.0
 # The engine was not asked: that says nothing about the module.
-_NOT_ASKED = frozenset({Reason.COMPILE_QUEUE_FULL, Reason.SERVER_DRAINING})
+_NOT_ASKED = frozenset({Reason.COMPILE_QUEUE_FULL, Reason.JOB_ENDED, Reason.SERVER_DRAINING})
 # Callers ask for the same few specs again and again, and to compute a fingerprint costs as much
 # as a cache hit.
 _REMEMBERED_SPECS = 1024
@@ -60,7 +60,7 @@ _BY_REMOVAL = frozenset({Reason.COMPILER_CRASHED, Reason.WORKER_UNAVAILABLE})
 
 # A compilation that an engine refused: asks other engines why, and returns the caller's error.  If
 # no caller waits any more, it asks none and returns SERVER_DRAINING, which no caller reads. It
-# raises COMPILE_QUEUE_FULL or SERVER_DRAINING if an engine could not be asked.
+# raises COMPILE_QUEUE_FULL, JOB_ENDED or SERVER_DRAINING if an engine could not be asked.
 Refused: TypeAlias = "Callable[[], Coroutine[Any, Any, WasmkilnError]]"
 
 
@@ -440,8 +440,8 @@ class EngineRegistry:
         lacks: the engine has validated the module by its native one. Settings that were changed may
         switch a proposal off: then the engine itself is asked too, with its defaults.
 
-        Raises COMPILE_QUEUE_FULL or SERVER_DRAINING where no engine accepts the module and one
-        could not be asked: a verdict without it could be wrong.
+        Raises COMPILE_QUEUE_FULL, JOB_ENDED or SERVER_DRAINING where no engine accepts the module
+        and one could not be asked: a verdict without it could be wrong.
         """
         takes_kind, unsupported = engine.takes(module.kind), refused.outcome is Outcome.UNSUPPORTED
         portable = spec.target if spec and spec.target == PORTABLE else ""
@@ -511,6 +511,12 @@ class EngineRegistry:
             )
         except WasmkilnError as failure:
             raise await self._explained(engine.id, failure) from None
+
+    def jobs(self) -> Iterator[tuple[str, Job]]:
+        """Yield all jobs, each with the id of its engine."""
+        for engine in self._known.values():
+            for job in engine.pool.jobs:
+                yield engine.id, job
 
     async def close(self) -> None:
         """End every worker."""

@@ -57,7 +57,10 @@ _CLOSE_TIMEOUT_S = 1.0
 _FAILED, _FAILED_S = b"failed", 2.0
 
 # Failures that tell nothing about the module.
-_NOT_TRIED = (Reason.COMPILE_QUEUE_FULL, Reason.WORKER_UNAVAILABLE, Reason.SERVER_DRAINING)
+_NOT_TRIED = (
+    *(Reason.COMPILE_QUEUE_FULL, Reason.WORKER_UNAVAILABLE, Reason.SERVER_DRAINING),
+    Reason.JOB_ENDED,
+)
 
 # KEYS: the lease; ARGV: the token, and what to store for how long, or nothing. A holder that lost
 # its lease leaves the next one alone.

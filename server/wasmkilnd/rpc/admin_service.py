@@ -5,11 +5,13 @@ Its methods are what those of ``rpc.module_service`` are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import starmap
 
 from wasmkiln.v1 import admin_service_pb2 as pb
 
 from wasmkilnd.compile import Tenant, check_sha256
+from wasmkilnd.engines.pool import Job
 from wasmkilnd.errors import invalid_request
 from wasmkilnd.model import DrainState
 from wasmkilnd.rpc import messages
@@ -20,10 +22,13 @@ class AdminServicer:
     """Implements AdminService."""
 
     def __init__(
-        self, tenant_of: Callable[[str], Tenant], drain: Callable[[float | None], DrainState]
+        self,
+        tenant_of: Callable[[str], Tenant],
+        jobs: Callable[[str], Iterator[tuple[str, str, Job]]],
+        drain: Callable[[float | None], DrainState],
     ) -> None:
-        """``tenant_of`` takes a namespace."""
-        self._tenant_of = tenant_of
+        """``tenant_of`` takes a namespace, and ``jobs`` that of an operator."""
+        self._tenant_of, self._jobs = tenant_of, jobs
         self._drain = drain
 
     async def evict(self, request: pb.EvictRequest, call: Call) -> pb.EvictResponse:
@@ -53,6 +58,23 @@ class AdminServicer:
         released, reached_redis = await self._tenant(call).quarantine.release(request.module_sha256)
         call.about["released"] = released
         return pb.ReleaseQuarantineResponse(released=released, redis_unreachable=not reached_redis)
+
+    async def list_jobs(self, request: pb.ListJobsRequest, call: Call) -> bytes:
+        """List the jobs that run or wait."""
+        jobs = [*self._jobs(call.identity.namespace)]  # They change while this is made of them.
+        return await messages.repeated(starmap(messages.job, jobs))
+
+    async def end_job(self, request: pb.EndJobRequest, call: Call) -> pb.EndJobResponse:
+        """End a job."""
+        jobs = self._jobs(call.identity.namespace)
+        found = next((each for each in jobs if each[2].id == request.id), None)
+        call.about |= {"job": request.id, "ended": bool(found)}
+        if not found:
+            return pb.EndJobResponse()
+        _, call.engine, job = found
+        call.module, told = job.order.module_sha256, messages.job(*found)
+        job.end()
+        return pb.EndJobResponse(job=told)
 
     async def pin(self, request: pb.PinRequest, call: Call) -> pb.PinResponse:
         """Pin a module."""

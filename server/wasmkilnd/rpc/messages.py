@@ -17,6 +17,7 @@ headers carry. The names of reasons, fields and metadata keys are public: add so
 from __future__ import annotations
 
 import re
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ from wasmkiln.v1 import types_pb2
 from wasmkilnd import model, wire
 from wasmkilnd.compile import LoadResult, Request, Served, Terms, check_sha256
 from wasmkilnd.engines.advisories import Advisory
+from wasmkilnd.engines.pool import Job
 from wasmkilnd.engines.registry import ServedEngine
 from wasmkilnd.errors import AnyReason, Reason, WasmkilnError, invalid_request, quoted
 from wasmkilnd.telemetry.metrics import LatencySummary, Metrics
@@ -444,6 +446,23 @@ def quarantined_module(strike: model.Strike) -> admin.QuarantinedModule:
         engine=strike.engine_id,
         strikes=strike.count,
         time_left=duration(strike.left_s),
+    )
+
+
+def job(namespace: str, engine_id: str, job: Job) -> admin.Job:
+    """Return a job as operators get it."""
+    since_s, queued_s = time.monotonic() - job.asked_s, job.queued_s if job.worker else None
+    callers = {each.caller.removeprefix(f"{namespace}/") for each in job.waiters.waiting}
+    return filled(
+        admin.Job,
+        job,
+        job.order,
+        namespace=namespace,
+        callers=sorted(callers - {""}),
+        engine=engine_id,
+        work=job.order.order["op"],
+        waited=duration(since_s if queued_s is None else queued_s),
+        ran=None if queued_s is None else duration(since_s - queued_s),
     )
 
 

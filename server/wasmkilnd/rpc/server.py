@@ -36,8 +36,9 @@ METHODS = tuple(
 )
 
 # The daemon accepts these while it drains, and they do not count among its calls. Operators look
-# how the drain goes; they may shorten the grace, or try again if the first answer was lost.
-_WHILE_DRAINING = ("Drain", "Stats", "GetCapabilities")
+# how the drain goes and end jobs that hold it up; they may shorten the grace, or try again if the
+# first answer was lost.
+_WHILE_DRAINING = ("Drain", "ListJobs", "EndJob", "Stats", "GetCapabilities")
 # FindMissing parses its keys one by one.
 _PARSERS: Mapping[str, Callable[[bytes], Any]] = {"Compile": CompileCall, "FindMissing": bytes}
 

@@ -214,6 +214,11 @@ class Flights:
         waiters.waiting[waiter] += 1
         return Ticket(joined, task, waiters, waiter)
 
+    @property
+    def waiters(self) -> list[Waiters]:
+        """Who waits for each flight."""
+        return [waiters for _, waiters in self._flights.values()]
+
     def release(self, key: Hashable) -> None:
         """End the flight of ``key`` if no caller waits for it, even if its job has begun."""
         if key in self._flights:

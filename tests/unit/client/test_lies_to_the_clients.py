@@ -30,6 +30,8 @@ METHODS: dict[str, Callable[[Any], Any]] = {
     "Evict": lambda client: client.evict(everything=True),
     "ListQuarantine": lambda client: client.quarantined(),
     "ReleaseQuarantine": lambda client: client.release(everything=True),
+    "ListJobs": lambda client: client.jobs(),
+    "EndJob": lambda client: client.end_job("7"),
     "Pin": lambda client: client.pin(honest.DIGEST),
     "Unpin": lambda client: client.unpin(honest.DIGEST),
     "ListPins": lambda client: client.pins(),

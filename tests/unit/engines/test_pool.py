@@ -243,6 +243,32 @@ async def test_who_is_cancelled_at_any_moment_keeps_no_worker(steps: int) -> Non
     assert elsewhere.watched == 0
 
 
+@pytest.mark.parametrize("steps", range(8))
+async def test_a_job_that_is_ended_at_any_moment_fails_for_that_and_keeps_no_worker(
+    steps: int,
+) -> None:
+    rig, elsewhere = Rig(), Elsewhere()
+    first, waiting = ask(rig, elsewhere), ask(rig, elsewhere)
+    await settled()
+    assert [each.task for each in rig.pool.jobs] == [first, waiting]
+    assert rig.workers[0].job
+    rig.workers[0].job.set_result(JobReport())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    [job] = [each for each in rig.pool.jobs if each.task is waiting]
+    for _ in range(2):  # The second one finds it in the list no more.
+        job.end()
+    assert waiting not in [each.task for each in rig.pool.jobs]
+    assert (await refusal(waiting)).reason is Reason.JOB_ENDED
+    assert waiting.cancelling() == 0
+    await settled()
+    assert first.done()
+    assert (rig.pool.busy, rig.pool.waiting) == (0, 0)
+    # Alive, unless its job had begun.
+    assert rig.pool.alive == (len(rig.began) == 1)
+    assert elsewhere.watched == 0
+
+
 # --- Whatever happens -----------------------------------------------------------------------
 
 callers = st.builds(Waiter, st.sampled_from("abcd"), st.booleans())
@@ -250,6 +276,7 @@ steps: st.SearchStrategy[tuple[str, list[Waiter], int]] = st.one_of(
     st.tuples(st.just("ask"), st.lists(callers, min_size=1, max_size=3), st.integers(0, 50)),
     st.tuples(st.just("end"), st.just([]), st.just(0)),
     st.tuples(st.just("cancel"), st.just([]), st.integers(0, 50)),
+    st.tuples(st.just("stop"), st.just([]), st.integers(0, 50)),
 )
 
 
@@ -267,8 +294,10 @@ def test_whatever_happens_it_counts_exactly_and_loses_nothing(
                 await rig.end()
             elif what == "cancel" and left:
                 left[number % len(left)].cancel()
+            elif what == "stop" and (jobs := rig.pool.jobs):
+                jobs[number % len(jobs)].end()
             await settled()
-            if not rig.pool.alive:  # Its job was cancelled.
+            if not rig.pool.alive:  # Its job was cancelled, or ended by an operator.
                 rig.workers.append(rig.new())
                 await settled()
             assert rig.pool.waiting <= 6
