@@ -20,7 +20,9 @@ from tests.e2e import wasm
 from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
 from tests.e2e.fixtures import a_valkey
 from tests.e2e.processes import busy_job, eventually, jobs_of, parent_of, stopped, workers_of
+from tests.e2e.programs import WASMKILN, run
 from tests.e2e.tenancy import House, house
+from tests.e2e.test_daemon import get
 from tests.servers.redis_server import RedisServer
 
 WASMER = "wasmer-1.1.0"
@@ -203,8 +205,15 @@ def test_who_holds_up_a_drain_is_seen_and_ended(lean_state_dir: Path) -> None:
         slow = ask(client.compile, SLOW)
         busy_job(daemon.pid)
         client.drain()
-        [job] = client.jobs().jobs
-        assert client.end_job(job.id).job.id == job.id
+        # A command line as an operator has it, and the status page's list.
+        at = ("--address", daemon.address)
+        [job] = json.loads(run(WASMKILN, "jobs", "--json", *at).stdout)["jobs"]
+        assert (job["work"], job["module_sha256"]) == ("compile", wasm.digest(SLOW))
+        [listed] = json.loads(get(f"{daemon.admin_url}/status.json")[1])["jobs"]
+        assert (listed["id"], listed["callers"]) == (job["id"], 1)
+        assert job["id"] in run(WASMKILN, "jobs", *at).stdout
+        done = run(WASMKILN, "jobs", "end", job["id"], *at)
+        assert done.stdout == f"ended: compile {wasm.digest(SLOW)} with {WASMER}\n"
         ended(slow)
         assert daemon.process.wait(60) == 0
 

@@ -19,7 +19,7 @@ from tests.operators.conftest import Needs
 from tests.operators.page_looks import BEYOND, CONTRASTS, SMALL
 
 ENGINE = "wasmtime-50.0.1"
-SECTIONS = ["state", "figures", "charts", "tiers", "engines", "quarantine", "recent"]
+SECTIONS = ["state", "figures", "charts", "tiers", "engines", "jobs", "quarantine", "recent"]
 # The smallest text that may be on the page, in pixels.
 LEAST_TEXT = 12
 # What a browser does with a tab that is out of sight.
@@ -246,6 +246,31 @@ def wrong_in(route: Route) -> None:
     told["shared"]["redis"] |= {"up": False, "detail": "refused"}
     told["stats"] |= {"quarantined_modules": 1}
     route.fulfill(response=answer, json=told)
+
+
+def test_jobs_are_listed(visiting: Visiting) -> None:
+    runs = {"id": "5ff1", "namespace": "team", "callers": 2, "module_sha256": "b" * 64}
+    runs |= {"engine": ENGINE, "work": "compile", "waited": "0.2s", "ran": "31s"}
+    waits = {"id": "5ff2", "callers": 1, "engine": ENGINE, "work": "validate", "waited": "3s"}
+    jobs = {"jobs": [{**runs, "memory_bytes": str(2**30)}, waits], "more_jobs": 7}
+
+    def busy_in(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json=answer.json() | jobs)
+
+    visit = visiting()
+    visit.wait_for("#pulse.live")
+    assert "No job runs or waits." in visit.page.inner_text("#jobs")
+    visit.page.route("**/status.json", busy_in)
+    visit.wait_for_words("And 7 more.")
+    rows = visit.page.locator("#jobs tbody tr").all_inner_texts()
+    module = f"{'b' * 16}\N{HORIZONTAL ELLIPSIS}"
+    assert [" ".join(row.split()) for row in rows] == [
+        f"{module} {ENGINE} compiles 31 s 1 GiB 2 team 5ff1",
+        f"{ENGINE} waits 3 s \N{EN DASH} 1 default 5ff2",
+    ]
+    assert visit.wrong == []
+    visit.page.unroute("**/status.json")
 
 
 def test_words(visiting: Visiting) -> None:

@@ -202,8 +202,8 @@ def _dumps(document: Any) -> str:
 
 
 _COMMANDS = [
-    *("capabilities", "compile", "drain", "evict", "find-missing", "health", "host-file", "load"),
-    *("pin", "quarantine", "stats", "verify", "warm", "whoami"),
+    *("capabilities", "compile", "drain", "evict", "find-missing", "health", "host-file", "jobs"),
+    *("load", "pin", "quarantine", "stats", "verify", "warm", "whoami"),
 ]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from wasmkiln.cli.app import Exit, Session, to_document
-from wasmkiln.cli.connection import ARTIFACT, command, usage
+from wasmkiln.cli.connection import ARTIFACT, EVERYWHERE, command, usage
 from wasmkiln.cli.inputs import (
     attempt_all,
     digest_of,
@@ -300,6 +300,35 @@ def quarantine_release(session: Session, module: str | None, **scope: Any) -> Ex
     answer = session.call("release", module, **scope)
     session.emit(to_document(answer), f"released {answer.released}")
     return _late(session, answer.redis_unreachable, "others may still refuse; release again later")
+
+
+@click.group(invoke_without_command=True, params=[*EVERYWHERE])
+@click.pass_context
+def jobs(context: click.Context) -> None:
+    """List what the daemon's engines work on, and what waits for them; or end a job."""
+    if context.invoked_subcommand is None:
+        document = to_document(context.obj.call("jobs"))
+        shown = table(document["jobs"], _JOBS) or "no job runs or waits"
+        context.obj.emit(document, shown)
+
+
+_JOBS = (
+    "id namespace callers module_sha256:module engine work waited_s:waited ran_s:ran"
+    " memory_bytes:memory"
+)
+
+
+@command("job ID", of=jobs)
+def jobs_end(session: Session, job: str) -> Exit:
+    """End a job: whoever waits for it learns that an operator ended it."""
+    answer = session.call("end_job", job)
+    found, document = answer.job, to_document(answer)
+    if not answer.HasField("job"):
+        session.emit(document)
+        session.note("error: there is no such job any more, or it is another namespace's")
+        return Exit.REFUSED
+    session.emit(document, f"ended: {found.work} {found.module_sha256} with {found.engine}")
+    return Exit.OK
 
 
 @click.group()

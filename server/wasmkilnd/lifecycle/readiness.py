@@ -13,13 +13,14 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import starmap
 
 import structlog
 from google.protobuf.json_format import MessageToDict
 
 from wasmkilnd.lifecycle.engines import Serving
 from wasmkilnd.model import RemoteStatus, for_callers
-from wasmkilnd.rpc.messages import stats_response
+from wasmkilnd.rpc.messages import job, stats_response
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants
 
@@ -27,8 +28,8 @@ log = structlog.get_logger("wasmkilnd")
 
 # A worker that has not started after a minute is given up, and its jobs learn the cause.
 STUCK_S = 150.0
-# How many modules in quarantine the status page names.
-_QUARANTINED = 50
+# How many modules in quarantine, and jobs, the status page names.
+_QUARANTINED = _JOBS = 50
 
 
 class Readiness:
@@ -99,6 +100,8 @@ def status_json(
 ) -> bytes:
     """Return how the daemon is now."""
     (ready, why), now = readiness.now(), metrics.gauges.read()
+    # Those that run first.
+    jobs = sorted(tenants.jobs(""), key=lambda each: each[2].worker is None)
     strikes = sorted(tenants.known_in_quarantine(), key=lambda strike: -strike.left_s)
     registry, isolation = started.registry, started.isolation
     shared = {"redis": now.remote, "object_store": now.objects, "host_store": now.host}
@@ -137,6 +140,12 @@ def status_json(
             for engine in registry.served
         ],
         "unserved": {one.id: for_callers(one.cause, "") for one in started.unserved},
+        "jobs": [
+            # Who calls is for operators.
+            {**MessageToDict(each, preserving_proto_field_name=True), "callers": len(each.callers)}
+            for each in starmap(job, jobs[:_JOBS])
+        ],
+        "more_jobs": len(jobs[_JOBS:]),
         "quarantine": [
             {
                 "module": strike.key.module_sha256,

@@ -120,6 +120,22 @@ ANSWERS: dict[str, Message] = {
         ],
         unserved_engines=[modules.UnservedEngine(id="wasmtime-1.0.0", cause="it is\nbroken")],
     ),
+    "ListJobs": admin.ListJobsResponse(
+        jobs=[
+            admin.Job(
+                id="5ff1",
+                namespace="team-a",
+                callers=["token:ci", "token:web"],
+                module_sha256="ab" * 32,
+                engine="wasmer-1.1.0",
+                work="compile",
+                waited=Duration(nanos=500_000),
+                ran=Duration(seconds=21),
+                memory_bytes=2**30,
+            ),
+            admin.Job(id="5ff2", work="validate", waited=Duration(seconds=3)),
+        ]
+    ),
     "ListPins": admin.ListPinsResponse(pins=[admin.Pin(module_sha256="ab" * 32)]),
 }
 
@@ -340,6 +356,10 @@ class FakeDaemon(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def _unpin(self, _request: Any, _context: Any) -> admin.UnpinResponse:
         return admin.UnpinResponse(removed=True, redis_unreachable=bool(self.unreachable_tiers))
+
+    def _endjob(self, request: Any, _context: Any) -> admin.EndJobResponse:
+        jobs = ANSWERS["ListJobs"].jobs  # type: ignore[attr-defined]
+        return admin.EndJobResponse(job=next((j for j in jobs if j.id == request.id), None))
 
     def _drain(self, request: Any, _context: Any) -> admin.DrainResponse:
         return admin.DrainResponse(calls=3, flights=1, grace=request.grace)

@@ -162,6 +162,27 @@ def test_what_redis_did_not_take_is_no_success(run: Run, daemon: FakeDaemon) -> 
         assert "redis did not answer" in result.stderr
 
 
+def test_jobs(run: Run, daemon: FakeDaemon) -> None:
+    shown = run("jobs").stdout
+    assert re.search(r" id +namespace +callers +module +engine +work +waited +ran +memory\n", shown)
+    running = r" 5ff1 +team-a +token:ci, token:web +(ab){32} +wasmer-1\.1\.0 +compile"
+    assert re.search(rf"{running} +0\.50 ms +21\.00 s +1\.0 GiB\n", shown)
+    assert re.search(r" 5ff2 +- +- +- +- +validate +3\.00 s +- +-\n", shown)
+    for where in (("jobs", "--json"), ("--json", "jobs")):
+        [running_job, waiting] = document(run(*where))["jobs"]
+        assert (running_job["callers"], running_job["ran_s"]) == (["token:ci", "token:web"], 21)
+        assert waiting["ran_s"] is None
+    told = run("jobs", "end", "5ff1")
+    assert told.stdout == f"ended: compile {'ab' * 32} with wasmer-1.1.0\n"
+    assert document(run("jobs", "end", "5ff2", "--json"))["job"]["work"] == "validate"
+    gone = run("jobs", "end", "5ff3")
+    assert (gone.exit_code, gone.stdout) == (Exit.REFUSED, "")
+    assert "no such job" in gone.stderr
+    gone = run("jobs", "end", "5ff3", "--json")
+    assert (gone.exit_code, document(gone)) == (Exit.REFUSED, {"job": None})
+    assert [request.id for request in daemon.requests("EndJob")] == ["5ff1", "5ff2", *["5ff3"] * 2]
+
+
 def test_drain(run: Run, daemon: FakeDaemon) -> None:
     answer = document(run("drain", "--json", "--grace", "0.5"))
     assert answer == {"grace_s": 0.5, "calls": 3, "flights": 1}

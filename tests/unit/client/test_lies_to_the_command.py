@@ -43,6 +43,8 @@ COMMANDS: dict[str, tuple[list[str], str, Exit]] = {
     "engines --settings": (["engines", "--settings"], "GetCapabilities", Exit.OK),
     "engines --isolation": (["engines", "--isolation"], "GetCapabilities", Exit.OK),
     "quarantine ls": (["quarantine", "ls"], "ListQuarantine", Exit.OK),
+    "jobs": (["jobs"], "ListJobs", Exit.OK),
+    "jobs end": (["jobs", "end", "7"], "EndJob", Exit.OK),
     "pin ls": (["pin", "ls"], "ListPins", Exit.OK),
     # The honest answer says that Redis is down.
     "quarantine release": (["quarantine", "release", "--all"], "ReleaseQuarantine", Exit.NOT_NOW),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from wasmkilnd.engines.job import JobOrder
+from wasmkilnd.engines.pool import Job
 from wasmkilnd.lifecycle.readiness import Readiness, status_json
 from wasmkilnd.model import (
     CacheKey,
@@ -19,6 +22,9 @@ from wasmkilnd.model import (
     UnservedEngine,
 )
 from wasmkilnd.telemetry.metrics import EngineUsage, Metrics
+from wasmkilnd.waits.flights import Waiter, Waiters
+
+from tests.unit.engines.limits import LIMITS
 
 ENGINE = "wasmtime-50.0.1"
 SECRET = "/var/lib/wasmkiln/engines; run `chmod go-w /var/lib/wasmkiln`"
@@ -44,6 +50,7 @@ class Parts:
         self.readiness = Readiness()
         self.advisories = [SimpleNamespace(text="TEST-1: a guest can leave")]
         self.strikes: list[Strike] = []
+        self.jobs: list[tuple[str, str, Job]] = []
         self.engines = [SimpleNamespace(id=ENGINE, pool=SimpleNamespace(why_no_worker=""))]
         self.serving: Any
         self.serving = SimpleNamespace(
@@ -59,7 +66,11 @@ class Parts:
         )
 
     def raw(self) -> bytes:
-        tenants: Any = SimpleNamespace(opened={"": None}, known_in_quarantine=lambda: self.strikes)
+        tenants: Any = SimpleNamespace(
+            opened={"": None},
+            known_in_quarantine=lambda: self.strikes,
+            jobs=lambda _: iter(self.jobs),
+        )
         return status_json(self.metrics, self.readiness, self.serving, tenants, "")
 
     def told(self) -> dict[str, Any]:
@@ -105,5 +116,34 @@ def test_it_stays_small(parts: Parts) -> None:
         parts.metrics.compile_ended(module, ">" * 1000, "", "COMPILER_CRASHED", 1.0)
     key = CacheKey("0" * 64, "f" * 64)
     parts.strikes = [Strike(key, ENGINE, "COMPILE_TIMEOUT", "m" * 5000, 9, 9.0)] * 10_000
-    assert len(parts.told()["quarantine"]) == 50
-    assert len(parts.raw()) < 50_000
+    parts.jobs = [("team", ENGINE, job("team/token:" + "x" * 5000))] * 300
+    told = parts.told()
+    assert (len(told["quarantine"]), len(told["jobs"]), told["more_jobs"]) == (50, 50, 250)
+    assert len(parts.raw()) < 60_000
+
+
+def job(*callers: str) -> Job:
+    order = JobOrder({"op": "compile"}, LIMITS, b"", "a" * 64)
+    waiters = Waiters(waiting=Counter(map(Waiter, callers)))
+    return Job(order, waiters, id="5ff1", memory_bytes=2**30, granted=cast("Any", None))
+
+
+def test_jobs_that_run_come_first_and_who_waits_is_a_number(parts: Parts) -> None:
+    runs, waits = job("team/token:ci", "team/token:web"), job("/token:ci")
+    runs.worker, runs.queued_s = cast("Any", object()), 0.0
+    runs.asked_s -= 60.0
+    parts.jobs = [("", ENGINE, waits), ("team", ENGINE, runs)]
+    first, second = parts.told()["jobs"]
+    assert float(first.pop("ran").removesuffix("s")) >= 60.0
+    assert first == {
+        "id": "5ff1",
+        "namespace": "team",
+        "callers": 2,
+        "module_sha256": "a" * 64,
+        "engine": ENGINE,
+        "work": "compile",
+        "waited": "0s",
+        "memory_bytes": str(2**30),
+    }
+    assert (second["callers"], "ran" in second) == (1, False)
+    assert "token" not in parts.raw().decode()

@@ -335,6 +335,20 @@ function warmUp({ engine, from_engine, total = 0, done = 0, failed = 0, ended = 
     bar(far, percent(far)));
 }
 
+// Protobuf's JSON leaves out what is empty.
+function jobRow({ module_sha256 = "", engine, work, waited, ran, memory_bytes, ...each }) {
+  return [
+    digest(module_sha256),
+    engine,
+    ran ? mark("good", `${work}s`) : mark("quiet", "waits"),
+    duration(num(ran ?? waited)),
+    memory_bytes ? size(num(memory_bytes)) : NONE,
+    count(each.callers),
+    each.namespace || "default",
+    each.id,
+  ];
+}
+
 function compileRow(each, ago_s) {
   const [origin, colour] = ORIGINS[each.origin] ?? [each.origin];
   return [
@@ -367,16 +381,19 @@ function show(told) {
     advisories.map((text) => remark(`${id} has a known vulnerability. ${text}`)));
   fillTable(tables[1], [...engines.map((each) => engineRow(each, told)), ...unserved],
     known, remark(`Jobs are ${isolation.summary}.`), (stats.engine_warm_ups ?? []).map(warmUp));
+  const [waiting, some] = [told.more_jobs, told.jobs.length];
+  fillTable(tables[2], told.jobs.map(jobRow), waiting || !some
+    ? remark(some ? `And ${count(waiting)} more.` : "No job runs or waits.") : []);
   const more = num(stats.quarantined_modules) - quarantine.length;
   const others = more > 0 ? `And ${count(more)} more.` : "No module is in quarantine.";
-  fillTable(tables[2], quarantine.map((each) =>
+  fillTable(tables[3], quarantine.map((each) =>
     [digest(each.module), each.engine, each.reason, count(each.strikes), duration(each.left_s)]),
     more > 0 || !quarantine.length ? remark(others) : []);
   const rows = told.recent.map((each) => compileRow(each, told.time_s - each.ended_s));
-  fillTable(tables[3], rows.slice(0, SHOWN), remark(rows.length
+  fillTable(tables[4], rows.slice(0, SHOWN), remark(rows.length
     ? "Hits in memory and in the host store are left out. What ended alike in a row is one row."
     : "No module was compiled since the daemon started."));
-  fillTable(tables[4], rows.slice(SHOWN));
+  fillTable(tables[5], rows.slice(SHOWN));
   byId("older").hidden = rows.length <= SHOWN;
   byId("older").firstElementChild.textContent = `${rows.length - SHOWN} more`;
   document.querySelector("main").hidden = false;
