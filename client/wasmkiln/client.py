@@ -570,6 +570,15 @@ class Methods(ABC):
         return await self._ask(request, admin.DrainResponse, timeout_s)
 
     @method
+    async def undo_drain(self, *, timeout_s: float | None = None) -> admin.UndoDrainResponse:
+        """Have a daemon that drains accept calls again.
+
+        Raise ServerDraining where it is too late: no call runs any more, the grace is over, or a
+        signal ends the daemon.
+        """
+        return await self._ask(admin.UndoDrainRequest(), admin.UndoDrainResponse, timeout_s)
+
+    @method
     async def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
         """Return the health of the daemon or of one service: "SERVING", "NOT_SERVING", …
 

@@ -21,6 +21,7 @@ from wasmkilnd import options
 from wasmkilnd.access.guard import Access, AccessGuard, open_fleet, read_access
 from wasmkilnd.access.tls import TlsFiles, TlsMaterial, server_credentials
 from wasmkilnd.cache.host_store import HostDirectory
+from wasmkilnd.errors import server_draining
 from wasmkilnd.lifecycle import engines, preflight
 from wasmkilnd.lifecycle import reload as reloads
 from wasmkilnd.lifecycle.readiness import Readiness, status_json
@@ -49,6 +50,8 @@ _MAX_STREAMS = 256
 _FLUSH_S = 5.0
 # How long a start waits at the end for the keys of JSON Web Tokens.
 _KEYS_S = 1.0
+# How often a daemon that drains looks for calls that run.
+_LOOK_S = 0.02
 # How long the banner waits for somebody who reads it.
 _SHOW_S = 2.0
 
@@ -58,18 +61,21 @@ log = structlog.get_logger("wasmkilnd")
 class Shutdown:
     """The end of a daemon, asked for by a signal or by Drain; its deadline only comes nearer.
 
-    ``overdue`` is set when the grace for calls in progress is over, ``hurried`` when the daemon
-    shall wait for nothing any more. For one event loop, which has to run already.
+    ``final`` is set when no call runs any more or the grace for them is over: until then, a Drain
+    ``can_be_undone``. ``overdue`` is set when the grace is over, ``hurried`` when the daemon shall
+    wait for nothing any more. For one event loop, which has to run already.
     """
 
     def __init__(self) -> None:
         self.asked, self.overdue, self.hurried = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._loop, self._deadline = asyncio.get_running_loop(), math.inf
+        self.final, self.can_be_undone = asyncio.Event(), False
+        self._loop = asyncio.get_running_loop()
+        self._deadline = self._loop.call_at(math.inf, self.overdue.set)
 
     @property
     def left_s(self) -> float:
         """Seconds until the daemon gives up calls in progress; infinite before ``ask``."""
-        return max(0.0, self._deadline - self._loop.time())
+        return max(0.0, self._deadline.when() - self._loop.time())
 
     def ask(self, grace_s: float) -> None:
         """End the daemon, and give calls in progress ``grace_s`` at most.
@@ -77,10 +83,16 @@ class Shutdown:
         Of several deadlines the earliest counts.
         """
         self.asked.set()
-        deadline = self._loop.time() + grace_s
-        if deadline < self._deadline:
-            self._deadline = deadline
-            self._loop.call_at(deadline, self.overdue.set)
+        self._set(min(self._deadline.when(), self._loop.time() + grace_s))
+
+    def undo(self) -> None:
+        """Take back what was asked for."""
+        self.asked.clear()
+        self._set(math.inf)
+
+    def _set(self, deadline: float) -> None:
+        self._deadline.cancel()
+        self._deadline = self._loop.call_at(deadline, self.overdue.set)
 
     def hurry(self) -> None:
         """End the daemon without waiting for anything."""
@@ -202,7 +214,7 @@ class Daemon:
             module_service.ModuleServicer(
                 tenants.of, stats, partial(serving.capabilities, self.version), uploads
             ),
-            admin_service.AdminServicer(tenants.of, tenants.jobs, self.drain),
+            admin_service.AdminServicer(tenants.of, tenants.jobs, self.drain, self.undo_drain),
             entry,
             connections=connections,
             streams=_MAX_STREAMS,
@@ -267,6 +279,7 @@ class Daemon:
             },
         )
         background.begin(guard.follow_keys())
+        background.begin(self._end_without_calls(rpc))
         background.begin(
             reloads.follow(
                 lambda: reloads.watched_files(settings.current, guard.access),
@@ -320,7 +333,7 @@ class Daemon:
         """
         first = not self._shutdown.asked.is_set()
         self._shutdown.ask(self.settings.current.shutdown_grace_s if grace_s is None else grace_s)
-        self._readiness.draining()
+        self._readiness.draining(True)
         if not (self._rpc and self._tenants):
             return DrainState(0.0, 0, 0)  # It was still starting.
         self._rpc.refuse_calls()
@@ -328,6 +341,26 @@ class Daemon:
         if first:
             log.info("draining", **asdict(state))
         return state
+
+    def undo_drain(self) -> bool:
+        """Accept calls again; return whether it drained. Raises SERVER_DRAINING if it ends now."""
+        if self._shutdown.final.is_set() or not (self._shutdown.can_be_undone and self._rpc):
+            raise server_draining()
+        if drained := self._shutdown.asked.is_set():
+            self._shutdown.undo()
+            self._readiness.draining(False)
+            self._rpc.accept_calls(self._readiness.now()[0])
+            log.info("drain undone")
+        return drained
+
+    async def _end_without_calls(self, rpc: server.RpcServer) -> None:
+        """End the daemon for good when it is to end, and waits for no call."""
+        shutdown = self._shutdown
+        while not shutdown.final.is_set():
+            await shutdown.asked.wait()
+            if shutdown.asked.is_set() and not (rpc.running_calls and shutdown.left_s):
+                shutdown.final.set()
+            await asyncio.sleep(_LOOK_S)
 
     async def stop(self) -> None:
         """End in phases: refuse new calls, finish, give up, flush, close."""
@@ -444,6 +477,7 @@ async def _live(loaded: LoadedSettings, read: Callable[[], LoadedSettings]) -> N
         if stops == 1:
             log.info("stopping", signal=name)
             daemon.drain()
+            shutdown.can_be_undone = False
         else:
             log.info("stopping at once", signal=name)
             shutdown.hurry()
@@ -462,10 +496,11 @@ async def _live(loaded: LoadedSettings, read: Callable[[], LoadedSettings]) -> N
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
     try:
         if await until(shutdown.asked, daemon.start()):
+            shutdown.can_be_undone = not stops
             if is_banner_wanted(loaded.settings):
                 await asyncio.to_thread(_show, daemon.banner)
             await service.begin()
-            await until(shutdown.asked, reload_at_each_hang_up())
+            await until(shutdown.final, reload_at_each_hang_up())
     finally:
         notify("STOPPING=1", "STATUS=draining")
         await daemon.stop()

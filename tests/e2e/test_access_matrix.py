@@ -76,6 +76,7 @@ RPCS = {
     "/wasmkiln.v1.AdminService/ListQuarantine": Need("admin"),
     "/wasmkiln.v1.AdminService/ReleaseQuarantine": Need("admin"),
     "/wasmkiln.v1.AdminService/Drain": Need("admin", whole_daemon=True),
+    "/wasmkiln.v1.AdminService/UndoDrain": Need("admin", whole_daemon=True),
     "/grpc.health.v1.Health/Check": Need(),
     "/grpc.health.v1.Health/Watch": Need(),
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": Need(),

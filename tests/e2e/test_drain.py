@@ -17,13 +17,13 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from wasmkiln import Artifact, ServerDraining
+from wasmkiln import Artifact, JobEnded, ServerDraining
 
 from tests.e2e import wasm
-from tests.e2e.daemon import Daemon, RedisDaemon
+from tests.e2e.daemon import Daemon, RedisDaemon, reload
 from tests.e2e.grpcurl import Grpcurl
 from tests.e2e.processes import embedded, eventually, jobs_of, send, workers_and_jobs
-from tests.e2e.programs import begin_to_serve
+from tests.e2e.programs import WASMKILN, begin_to_serve, run
 from tests.e2e.test_daemon import get
 from tests.servers.redis_server import binary_of, redis_server
 
@@ -195,6 +195,62 @@ def test_every_watcher_of_the_health_hears_of_it(lean_state_dir: Path) -> None:
         daemon.process.send_signal(signal.SIGTERM)
         assert [next(stream).status for stream in streams[1:]] == [2, 2]
         assert daemon.process.wait(120) == 0
+
+
+def test_a_drain_is_undone_while_calls_run(lean_state_dir: Path) -> None:
+    asked = health_pb2.HealthCheckRequest()
+    with (
+        Daemon(lean_state_dir, PATIENT) as daemon,
+        daemon.client(max_attempts=1) as client,
+        grpc.insecure_channel(daemon.address) as channel,
+    ):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(asked, timeout=120)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        assert not client.undo_drain().undone  # It does not drain.
+        with compiling(daemon, ENDLESS) as running:
+            assert 140 < client.drain().grace.seconds <= 150
+            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            with pytest.raises(ServerDraining):
+                client.find_missing([wasm.digest(ENDLESS)])
+            done = run(WASMKILN, "drain", "--undo", "--address", daemon.address)
+            assert done.stdout == "the daemon accepts calls again\n"
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+            assert client.health() == "SERVING"
+            assert get(f"{daemon.admin_url}/readyz") == (200, "ready\n")
+            assert client.find_missing([wasm.digest(ENDLESS)])
+            assert reload(daemon)  # What changes while it runs still does.
+            # Nothing of a grace is left that was undone.
+            client.drain(4)
+            assert client.undo_drain().undone
+            time.sleep(4.5)
+            assert not running.done()
+            assert client.drain().grace.seconds > 100
+            assert client.undo_drain().undone
+            [job] = client.jobs().jobs
+            client.end_job(job.id)
+            with pytest.raises(JobEnded):
+                running.result(60)
+        assert client.compile(wasm.adder(49)).bytes
+        client.drain()
+        assert daemon.process.wait(120) == 0
+    assert daemon.log.count('"drain undone"') == 3
+    assert "given up" not in daemon.log
+
+
+def test_what_a_signal_or_the_grace_ends_is_not_undone(lean_state_dir: Path) -> None:
+    with Daemon(lean_state_dir, PATIENT) as daemon, daemon.client(max_attempts=1) as client:
+        with compiling(daemon, ENDLESS) as running:
+            client.drain()
+            daemon.process.send_signal(signal.SIGTERM)
+            daemon.wait_for_log("stopping")
+            with pytest.raises(ServerDraining):
+                client.undo_drain()
+            assert client.health() == "NOT_SERVING"
+            client.drain(0)
+            with pytest.raises(ServerDraining):
+                running.result(60)
+        assert daemon.process.wait(120) == 0
+    assert "drain undone" not in daemon.log
 
 
 def test_each_call_of_a_draining_daemon_by_grpcurl(lean_state_dir: Path) -> None:

@@ -28,6 +28,7 @@ const (
 	AdminService_Unpin_FullMethodName             = "/wasmkiln.v1.AdminService/Unpin"
 	AdminService_ListPins_FullMethodName          = "/wasmkiln.v1.AdminService/ListPins"
 	AdminService_Drain_FullMethodName             = "/wasmkiln.v1.AdminService/Drain"
+	AdminService_UndoDrain_FullMethodName         = "/wasmkiln.v1.AdminService/UndoDrain"
 )
 
 // AdminServiceClient is the client API for AdminService service.
@@ -92,14 +93,22 @@ type AdminServiceClient interface {
 	// keeps one, its embedded server (another daemon that uses it starts it again), and
 	// exits with status 0.
 	//
-	// While the daemon drains, it accepts only Drain, ListJobs, EndJob, ModuleService.Stats and
-	// ModuleService.GetCapabilities, and health. The earliest deadline counts: a second Drain can
+	// While the daemon drains, it accepts only Drain, UndoDrain, ListJobs, EndJob, ModuleService.Stats
+	// and ModuleService.GetCapabilities, and health. The earliest deadline counts: a second Drain can
 	// shorten the first one's grace, and no call can lengthen it.
 	//
 	// Errors: never SERVER_DRAINING; and
 	//
 	//	INVALID_ARGUMENT INVALID_REQUEST  a negative or malformed grace.
 	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainResponse, error)
+	// Undoes Drain, while calls run that the daemon waits for: it accepts calls again, and health is
+	// SERVING. Changes nothing where the daemon does not drain.
+	//
+	// Errors:
+	//
+	//	UNAVAILABLE SERVER_DRAINING       too late: the last call has ended, the grace has passed, or
+	//	                                  a signal ends the daemon.
+	UndoDrain(ctx context.Context, in *UndoDrainRequest, opts ...grpc.CallOption) (*UndoDrainResponse, error)
 }
 
 type adminServiceClient struct {
@@ -200,6 +209,16 @@ func (c *adminServiceClient) Drain(ctx context.Context, in *DrainRequest, opts .
 	return out, nil
 }
 
+func (c *adminServiceClient) UndoDrain(ctx context.Context, in *UndoDrainRequest, opts ...grpc.CallOption) (*UndoDrainResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UndoDrainResponse)
+	err := c.cc.Invoke(ctx, AdminService_UndoDrain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServiceServer is the server API for AdminService service.
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility
@@ -262,14 +281,22 @@ type AdminServiceServer interface {
 	// keeps one, its embedded server (another daemon that uses it starts it again), and
 	// exits with status 0.
 	//
-	// While the daemon drains, it accepts only Drain, ListJobs, EndJob, ModuleService.Stats and
-	// ModuleService.GetCapabilities, and health. The earliest deadline counts: a second Drain can
+	// While the daemon drains, it accepts only Drain, UndoDrain, ListJobs, EndJob, ModuleService.Stats
+	// and ModuleService.GetCapabilities, and health. The earliest deadline counts: a second Drain can
 	// shorten the first one's grace, and no call can lengthen it.
 	//
 	// Errors: never SERVER_DRAINING; and
 	//
 	//	INVALID_ARGUMENT INVALID_REQUEST  a negative or malformed grace.
 	Drain(context.Context, *DrainRequest) (*DrainResponse, error)
+	// Undoes Drain, while calls run that the daemon waits for: it accepts calls again, and health is
+	// SERVING. Changes nothing where the daemon does not drain.
+	//
+	// Errors:
+	//
+	//	UNAVAILABLE SERVER_DRAINING       too late: the last call has ended, the grace has passed, or
+	//	                                  a signal ends the daemon.
+	UndoDrain(context.Context, *UndoDrainRequest) (*UndoDrainResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }
 
@@ -303,6 +330,9 @@ func (UnimplementedAdminServiceServer) ListPins(context.Context, *ListPinsReques
 }
 func (UnimplementedAdminServiceServer) Drain(context.Context, *DrainRequest) (*DrainResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method Drain not implemented")
+}
+func (UnimplementedAdminServiceServer) UndoDrain(context.Context, *UndoDrainRequest) (*UndoDrainResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method UndoDrain not implemented")
 }
 func (UnimplementedAdminServiceServer) mustEmbedUnimplementedAdminServiceServer() {}
 
@@ -479,6 +509,24 @@ func _AdminService_Drain_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_UndoDrain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UndoDrainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).UndoDrain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_UndoDrain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).UndoDrain(ctx, req.(*UndoDrainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AdminService_ServiceDesc is the grpc.ServiceDesc for AdminService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -521,6 +569,10 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Drain",
 			Handler:    _AdminService_Drain_Handler,
+		},
+		{
+			MethodName: "UndoDrain",
+			Handler:    _AdminService_UndoDrain_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

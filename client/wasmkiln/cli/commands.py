@@ -256,13 +256,21 @@ def evict(session: Session, module: str | None, yes: bool, **scope: Any) -> Exit
 
 
 @command(
-    "--grace SECONDS  Time for running calls; 0 ends them at once.  [default: the daemon's own]"
+    """
+--grace SECONDS  Time for running calls; 0 ends them at once.  [default: the daemon's own]
+--undo           Have a daemon that drains, and waits for calls, accept calls again.
+"""
 )
-def drain(session: Session, grace: float | None) -> None:
+def drain(session: Session, grace: float | None, undo: bool) -> None:
     """End the daemon: it refuses new calls, finishes running ones, and exits.
 
     Returns at once. `wasmkiln health` exits with 3 once the daemon has ended.
     """
+    if undo:
+        undone = session.call("undo_drain")
+        text = "accepts calls again" if undone.undone else "was not draining"
+        session.emit(to_document(undone), f"the daemon {text}")
+        return
     answer = session.call("drain", grace)
     left = elapsed(seconds(answer.grace))
     waits = (answer.calls or answer.flights) and left != "-"

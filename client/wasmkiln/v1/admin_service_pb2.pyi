@@ -213,3 +213,13 @@ class DrainResponse(_message.Message):
     calls: int
     flights: int
     def __init__(self, grace: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., calls: _Optional[int] = ..., flights: _Optional[int] = ...) -> None: ...
+
+class UndoDrainRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class UndoDrainResponse(_message.Message):
+    __slots__ = ("undone",)
+    UNDONE_FIELD_NUMBER: _ClassVar[int]
+    undone: bool
+    def __init__(self, undone: bool = ...) -> None: ...

@@ -80,6 +80,11 @@ class AdminServiceStub(object):
                 request_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.DrainRequest.SerializeToString,
                 response_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.UndoDrain = channel.unary_unary(
+                '/wasmkiln.v1.AdminService/UndoDrain',
+                request_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.UndoDrainRequest.SerializeToString,
+                response_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.UndoDrainResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -181,12 +186,24 @@ class AdminServiceServicer(object):
         keeps one, its embedded server (another daemon that uses it starts it again), and
         exits with status 0.
 
-        While the daemon drains, it accepts only Drain, ListJobs, EndJob, ModuleService.Stats and
-        ModuleService.GetCapabilities, and health. The earliest deadline counts: a second Drain can
+        While the daemon drains, it accepts only Drain, UndoDrain, ListJobs, EndJob, ModuleService.Stats
+        and ModuleService.GetCapabilities, and health. The earliest deadline counts: a second Drain can
         shorten the first one's grace, and no call can lengthen it.
 
         Errors: never SERVER_DRAINING; and
         INVALID_ARGUMENT INVALID_REQUEST  a negative or malformed grace.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndoDrain(self, request, context):
+        """Undoes Drain, while calls run that the daemon waits for: it accepts calls again, and health is
+        SERVING. Changes nothing where the daemon does not drain.
+
+        Errors:
+        UNAVAILABLE SERVER_DRAINING       too late: the last call has ended, the grace has passed, or
+        a signal ends the daemon.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -239,6 +256,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.DrainRequest.FromString,
                     response_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.DrainResponse.SerializeToString,
+            ),
+            'UndoDrain': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndoDrain,
+                    request_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.UndoDrainRequest.FromString,
+                    response_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.UndoDrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -485,6 +507,33 @@ class AdminService(object):
             '/wasmkiln.v1.AdminService/Drain',
             wasmkiln_dot_v1_dot_admin__service__pb2.DrainRequest.SerializeToString,
             wasmkiln_dot_v1_dot_admin__service__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndoDrain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wasmkiln.v1.AdminService/UndoDrain',
+            wasmkiln_dot_v1_dot_admin__service__pb2.UndoDrainRequest.SerializeToString,
+            wasmkiln_dot_v1_dot_admin__service__pb2.UndoDrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -62,7 +62,7 @@ RPCS: Mapping[str, Need] = {
     **_each("/wasmkiln.v1.ModuleService/", "Stats", _METRICS),
     **_each("/wasmkiln.v1.AdminService/", "Evict Pin Unpin ListPins ListJobs EndJob", _ADMIN),
     **_each("/wasmkiln.v1.AdminService/", "ListQuarantine ReleaseQuarantine", _ADMIN),
-    **_each("/wasmkiln.v1.AdminService/", "Drain", Need(Role.ADMIN, whole_daemon=True)),
+    **_each("/wasmkiln.v1.AdminService/", "Drain UndoDrain", Need(Role.ADMIN, whole_daemon=True)),
     **_each("/grpc.health.v1.Health/", "Check Watch", _HEALTH),
     **_each("/grpc.channelz.v1.Channelz/", "GetTopChannels GetServers GetServer", _METRICS_OF_ALL),
     **_each("/grpc.channelz.v1.Channelz/", "GetServerSockets GetChannel", _METRICS_OF_ALL),

@@ -55,9 +55,9 @@ class Readiness:
             self._phase = ""
         self._reported, _ = self.now()
 
-    def draining(self) -> None:
-        """Be not ready from now on, whatever the engines do."""
-        self._phase = "draining"
+    def draining(self, yes: bool) -> None:
+        """Be not ready, whatever the engines do, until this is taken back."""
+        self._phase = "draining" if yes else ""
 
     def now(self) -> tuple[bool, str]:
         """Return whether the daemon serves calls, and a sentence on what is wrong, if anything."""

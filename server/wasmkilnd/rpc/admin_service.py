@@ -26,10 +26,11 @@ class AdminServicer:
         tenant_of: Callable[[str], Tenant],
         jobs: Callable[[str], Iterator[tuple[str, str, Job]]],
         drain: Callable[[float | None], DrainState],
+        undo_drain: Callable[[], bool],
     ) -> None:
         """``tenant_of`` takes a namespace, and ``jobs`` that of an operator."""
         self._tenant_of, self._jobs = tenant_of, jobs
-        self._drain = drain
+        self._drain, self._undo_drain = drain, undo_drain
 
     async def evict(self, request: pb.EvictRequest, call: Call) -> pb.EvictResponse:
         """Evict artifacts and modules from one tier, or from all."""
@@ -98,6 +99,11 @@ class AdminServicer:
         grace_s = messages.seconds(request.grace, "grace") if request.HasField("grace") else None
         state = self._drain(grace_s)
         return messages.filled(pb.DrainResponse, state, grace=messages.duration(state.left_s))
+
+    async def undo_drain(self, request: pb.UndoDrainRequest, call: Call) -> pb.UndoDrainResponse:
+        """Have a daemon that drains accept calls again."""
+        call.about["undone"] = undone = self._undo_drain()
+        return pb.UndoDrainResponse(undone=undone)
 
     def _tenant(self, call: Call) -> Tenant:
         """Return what serves the caller's namespace."""

@@ -36,9 +36,9 @@ METHODS = tuple(
 )
 
 # The daemon accepts these while it drains, and they do not count among its calls. Operators look
-# how the drain goes and end jobs that hold it up; they may shorten the grace, or try again if the
-# first answer was lost.
-_WHILE_DRAINING = ("Drain", "ListJobs", "EndJob", "Stats", "GetCapabilities")
+# how the drain goes and end jobs that hold it up; they may shorten the grace, undo it, or try again
+# if the first answer was lost.
+_WHILE_DRAINING = ("Drain", "UndoDrain", "ListJobs", "EndJob", "Stats", "GetCapabilities")
 # FindMissing parses its keys one by one.
 _PARSERS: Mapping[str, Callable[[bytes], Any]] = {"Compile": CompileCall, "FindMissing": bytes}
 
@@ -154,6 +154,11 @@ class RpcServer:
         """Refuse new calls with SERVER_DRAINING, and tell watchers of the health."""
         self.set_health(False)
         self._entry.traffic.calls.closed = True
+
+    def accept_calls(self, serving: bool) -> None:
+        """Accept new calls again, and tell watchers of the health."""
+        self.set_health(serving)
+        self._entry.traffic.calls.closed = False
 
     async def idle(self) -> None:
         """Wait until no call runs, after ``refuse_calls``."""

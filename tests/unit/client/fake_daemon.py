@@ -361,6 +361,9 @@ class FakeDaemon(grpc.GenericRpcHandler):  # type: ignore[misc]
         jobs = ANSWERS["ListJobs"].jobs  # type: ignore[attr-defined]
         return admin.EndJobResponse(job=next((j for j in jobs if j.id == request.id), None))
 
+    def _undodrain(self, _request: Any, _context: Any) -> admin.UndoDrainResponse:
+        return admin.UndoDrainResponse(undone=bool(self.requests("Drain")))
+
     def _drain(self, request: Any, _context: Any) -> admin.DrainResponse:
         return admin.DrainResponse(calls=3, flights=1, grace=request.grace)
 

@@ -189,6 +189,11 @@ def test_drain(run: Run, daemon: FakeDaemon) -> None:
     assert run("drain", "--grace", "30").stdout == (
         "draining: 3 calls, 1 compilations; the daemon waits at most 30.00 s for them\n"
     )
+    assert document(run("drain", "--undo", "--json")) == {"undone": True}
+    assert run("drain", "--undo").stdout == "the daemon accepts calls again\n"
+    daemon.calls.clear()
+    assert run("drain", "--undo").stdout == "the daemon was not draining\n"
+    assert not daemon.requests("Drain")
 
 
 def test_health(run: Run, daemon: FakeDaemon) -> None:

@@ -36,6 +36,7 @@ METHODS: dict[str, Callable[[Any], Any]] = {
     "Unpin": lambda client: client.unpin(honest.DIGEST),
     "ListPins": lambda client: client.pins(),
     "Drain": lambda client: client.drain(),
+    "UndoDrain": lambda client: client.undo_drain(),
     "Check": lambda client: client.health(),
 }
 

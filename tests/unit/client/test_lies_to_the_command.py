@@ -53,6 +53,7 @@ COMMANDS: dict[str, tuple[list[str], str, Exit]] = {
     "evict": (["evict", "--all", "--yes"], "Evict", Exit.NOT_NOW),
     "health": (["health"], "Check", Exit.OK),
     "drain": (["drain"], "Drain", Exit.OK),
+    "drain --undo": (["drain", "--undo"], "UndoDrain", Exit.OK),
 }
 
 # The other two print the same document.

@@ -59,7 +59,7 @@ async def test_a_module_is_hashed_once_in_a_thread_and_only_if_it_can_be_one(
 @pytest.mark.parametrize("call", ["pin", "unpin"])
 async def test_what_is_pinned_is_named_by_its_digest(call: str) -> None:
     drain = partial(DrainState, 0, 0)
-    servicer: Any = AdminServicer(Rig().tenant_of, lambda _: iter(()), drain)
+    servicer: Any = AdminServicer(Rig().tenant_of, lambda _: iter(()), drain, bool)
     request = (admin.PinRequest if call == "pin" else admin.UnpinRequest)(module_sha256="x")
     refused = await services.refused(getattr(servicer, call)(request, Call(Context())))
     assert (refused.reason, refused.field) == (Reason.INVALID_REQUEST, "module_sha256")
