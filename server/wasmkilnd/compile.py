@@ -174,6 +174,7 @@ class LoadResult(NamedTuple):
     module: Module
     engine_id: str
     already_loaded: bool
+    kept: bool
     artifacts: Sequence[Artifact]
 
 
@@ -271,8 +272,9 @@ class Compiler:
         flight_key = "validate", key
         ticket = self._join(flight_key, engine_id, module, request.terms, validate)
         await ticket.wait()
+        kept = await self.cache.has_module(module.sha256, budget)
         artifacts = self.cache.memory.artifacts_of(module.sha256)
-        return LoadResult(module, engine_id, already_loaded, artifacts)
+        return LoadResult(module, engine_id, already_loaded, kept, artifacts)
 
     def expect(self, size_bytes: int, engine: str, terms: Terms) -> None:
         """Raise what ``load`` would raise of any module of that size, before it is sent."""

@@ -543,6 +543,26 @@ def test_a_rule_says_how_large_the_modules_of_its_callers_may_be(tmp_path: Path)
             caller.channel.close()
 
 
+@pytest.mark.parametrize("redis", [False, True])
+def test_the_answer_says_whether_a_tier_keeps_the_module(tmp_path: Path, redis: bool) -> None:
+    flags = ["--memory-bytes", "2MiB", *([] if redis else ["--redis-url", "none"])]
+    with (
+        Daemon(state_with(tmp_path / "state", ENGINE), flags) as daemon,
+        Uploader(daemon) as caller,
+    ):
+        for module, fits in ((large(MIB), True), (large(3 * MIB), False)):
+            asked = pb.LoadRequest(module=module, engine=ENGINE)
+            kept = fits or redis
+            for _ in range(2):
+                assert caller.stub.Load(asked).kept == kept
+                assert caller.upload(pieces(module)).result().loaded.kept == kept
+            call = caller.compile(wasm.digest(module))
+            if kept:
+                assert header_of(call).module_sha256 == wasm.digest(module)
+            else:
+                assert failure_of(call)[1] == "MODULE_NOT_LOADED"
+
+
 def test_a_reload_changes_how_much_uploads_may_fill(tmp_path: Path) -> None:
     with (
         Configured(state_with(tmp_path / "state", ENGINE), upload_bytes="2GiB") as at,

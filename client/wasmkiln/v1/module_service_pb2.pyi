@@ -23,20 +23,22 @@ class LoadRequest(_message.Message):
     def __init__(self, module: _Optional[bytes] = ..., expected_sha256: _Optional[str] = ..., engine: _Optional[str] = ...) -> None: ...
 
 class LoadResponse(_message.Message):
-    __slots__ = ("sha256", "size_bytes", "already_loaded", "artifacts", "kind", "engine")
+    __slots__ = ("sha256", "size_bytes", "already_loaded", "artifacts", "kind", "engine", "kept")
     SHA256_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     ALREADY_LOADED_FIELD_NUMBER: _ClassVar[int]
     ARTIFACTS_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     sha256: str
     size_bytes: int
     already_loaded: bool
     artifacts: _containers.RepeatedCompositeFieldContainer[_types_pb2.CachedArtifact]
     kind: _types_pb2.Kind
     engine: str
-    def __init__(self, sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., already_loaded: bool = ..., artifacts: _Optional[_Iterable[_Union[_types_pb2.CachedArtifact, _Mapping]]] = ..., kind: _Optional[_Union[_types_pb2.Kind, str]] = ..., engine: _Optional[str] = ...) -> None: ...
+    kept: bool
+    def __init__(self, sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., already_loaded: bool = ..., artifacts: _Optional[_Iterable[_Union[_types_pb2.CachedArtifact, _Mapping]]] = ..., kind: _Optional[_Union[_types_pb2.Kind, str]] = ..., engine: _Optional[str] = ..., kept: bool = ...) -> None: ...
 
 class UploadRequest(_message.Message):
     __slots__ = ("sha256", "size_bytes", "engine", "offset", "data")

@@ -52,7 +52,7 @@ def test_the_answer_of_load_fits_into_what_clients_take_by_default() -> None:
     settings = {f"a_setting_of_an_engine_{number}": "speed_and_size" for number in range(40)}
     artifact = replace(ARTIFACT, spec=replace(ARTIFACT.spec, settings=settings))
     loaded = LoadResult(
-        Module("a" * 64, Kind.COMPONENT, b""), "wasmtime-50.0.1", True, [artifact] * 3000
+        Module("a" * 64, Kind.COMPONENT, b""), "wasmtime-50.0.1", True, True, [artifact] * 3000
     )
     response = messages.load_response(loaded)
     assert len(response.artifacts) == messages.MAX_CACHED_ARTIFACTS == 1000

@@ -375,6 +375,11 @@ pub struct LoadResponse {
     /// The engine that validated.
     #[prost(string, tag="6")]
     pub engine: ::prost::alloc::string::String,
+    /// Whether a tier keeps the module, or is about to: then Compile takes it by its digest. If not, it
+    /// is larger than the memory tier, and no other tier takes it: send it with Compile. Daemons before
+    /// 0.7 do not say.
+    #[prost(bool, tag="7")]
+    pub kept: bool,
 }
 #[allow(clippy::derive_partial_eq_without_eq)]
 #[derive(Clone, PartialEq, ::prost::Message)]
