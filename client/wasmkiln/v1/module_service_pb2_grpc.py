@@ -183,7 +183,8 @@ class ModuleServiceServicer(object):
         Errors:
         INVALID_ARGUMENT    NOT_WASM              WAT text, a compiled artifact, another
         file, or nothing.
-        INVALID_ARGUMENT    MODULE_TOO_LARGE      metadata: size_bytes, limit_bytes.
+        INVALID_ARGUMENT    MODULE_TOO_LARGE      metadata: size_bytes, limit_bytes, limit:
+        max_module_bytes, or policy for a rule of it.
         INVALID_ARGUMENT    DIGEST_MISMATCH       metadata: expected_sha256, actual_sha256.
         INVALID_ARGUMENT    MODULE_INVALID        the engine's own message; metadata: engine,
         offset (where the engine says one).
