@@ -47,6 +47,7 @@ from wasmkilnd import model, wire
 from wasmkilnd.errors import DoesNotFit
 from wasmkilnd.model import Artifact, EngineIdentity, Module
 from wasmkilnd.model import RejectionCause as Cause
+from wasmkilnd.signing.keys import Keys
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wire import CHUNK_BYTES, frame, payload_views
 
@@ -77,6 +78,8 @@ _LEVEL = 1
 # A payload that shrinks less costs its readers more time than the saved bytes do.
 _PAYS_BELOW = 0.9
 _LEAST_BYTES = 512
+# Of a head that may be known again: of nearly every artifact.
+_KNOWN_BYTES = 8192
 _UNPACKERS = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "wasmkiln-unpack")
 _AHEAD = 4  # Frames of an artifact in memory that nobody has taken yet.
 # The layer field of a component's preamble, see compile.admit.
@@ -248,12 +251,25 @@ def open_head(tail: Payload, sealer: Sealer) -> Opened:
 
 
 def open_value(tail: Payload, key: model.CacheKey | str, sealer: Sealer) -> Opened:
-    """Verify the head in which ``tail`` ends, which was read as ``key``, and the attestation."""
-    opened = open_head(tail, sealer)
-    what = opened.what
-    if (what.key if isinstance(what, Artifact) else what.sha256) != key:
+    """Verify the head in which ``tail`` ends, which was read as ``key``, and the attestation.
+
+    The same head is not verified twice with the same keys, but its age counts each time.
+    """
+    head = bytes(tail[-head_bytes(tail) :])
+    verify = _verified if len(head) <= _KNOWN_BYTES else _verified.__wrapped__
+    opened = verify(head, key, sealer, sealer.keys)
+    if isinstance(opened.what, Artifact) and (refusal := sealer.outdated(opened.what)):
+        raise ValueRejected(Cause(refusal.cause), refusal.why)
+    return opened
+
+
+@lru_cache(maxsize=512)
+def _verified(head: bytes, key: model.CacheKey | str, sealer: Sealer, _: Keys) -> Opened:
+    """Do so; the keys are those that the sealer had before, and tell them from later ones."""
+    opened = open_head(head, sealer)
+    if opened.what.key != key:
         raise ValueRejected(Cause.WRONG_KEY, "the value belongs to another key")
-    check_attestation(what, sealer)
+    check_attestation(opened.what, sealer)
     return opened
 
 

@@ -280,9 +280,9 @@ class KeyStore:
                 yield
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Keys:
-    """The keys at one moment."""
+    """The keys at one moment. Those of another are others, whatever they are."""
 
     signing: PrivateKey | None
     """None where there is no key yet, and where nothing is signed."""

@@ -13,6 +13,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wasmkiln.attestation import TrustedKeys
 from wasmkilnd.cache.value import (
     FRAME_BYTES,
     TRAILER_BYTES,
@@ -23,8 +24,10 @@ from wasmkilnd.cache.value import (
     written,
 )
 from wasmkilnd.model import Artifact, CacheKey, Kind, Module
+from wasmkilnd.signing.keys import Keys
+from wasmkilnd.signing.sealer import Sealer
 
-from tests.contract.sealing import OURS, THEIRS, sealer
+from tests.contract.sealing import MADE_S, OURS, THEIRS, sealer
 from tests.contract.values import artifact, module, same, shrinking
 from tests.doubles.shelf import decoded, name_of, opened, read, stored
 from tests.frames import to_frames
@@ -120,6 +123,23 @@ def test_what_is_kept_packed_is_what_any_decoder_reads(unit: bytes, more: int, w
                 b"".join(frames), read_across_frames=True
             )
             assert reader.read(len(payload) + 1) == payload
+
+
+def test_a_head_that_was_verified_counts_no_more_once_its_key_or_its_age_does_not() -> None:
+    now_s, values = [MADE_S], STORED["small"]
+    reader = Sealer(sealer(THEIRS, OURS).keys, max_age_s=60, now=now_s.pop)
+    for age_s in (0, 60):
+        now_s[:] = [MADE_S + age_s] * 2
+        assert read(values, SMALL.key, reader)[0]
+    now_s[:] = [MADE_S + 61]
+    assert read(values, SMALL.key, reader) == (None, ["too_old"])
+    reader.use(sealer(THEIRS).keys, 0)
+    assert read(values, SMALL.key, reader) == (None, ["stranger"])
+    reader.use(sealer(THEIRS, OURS).keys, 0)
+    assert read(values, SMALL.key, reader)[0]
+    revoked = TrustedKeys([OURS.public, THEIRS.public], [OURS.public.id])
+    reader.use(Keys(THEIRS, revoked), 0)
+    assert read(values, SMALL.key, reader) == (None, ["revoked"])
 
 
 def test_every_byte_counts_and_every_length_but_its_own_is_rejected() -> None:
