@@ -102,12 +102,10 @@ _TIERS = ("", "memory", "redis", "host_store", "object_store")
 
 # By wire type. Groups, which no protobuf of ours writes, are refused.
 _FIXED_BYTES = {1: 8, 5: 4}
-# The fields of a header that a call has, and one that no daemon sets any more.
-_NOT_OF_ARTIFACT = (
-    *("origin", "queue_time", "host_file", "inline_artifact", "content_encoding"),
-    *("signer_certificate", "offset_bytes", "compatibility"),
-)
+# The fields of a header that a spec has.
+_OF_SPEC = "engine", "target", "cpu", "settings", "changed_settings", "fingerprint", "is_fast"
 _SUMMARY = ("sum", "p50", "p90", "p99")
+_ATTESTATION_TAG = b"b"  # field 12 of ArtifactHeader, length-delimited
 _HEADER_TAG = b"\x0a"  # field 1 of CompileResponse, length-delimited
 _INLINE_TAG = b"\x9a\x01"  # field 19 of ArtifactHeader, length-delimited
 
@@ -340,7 +338,8 @@ class Headers:
     """Puts answers together from what is kept for as long as the artifact is in memory."""
 
     def __init__(self) -> None:
-        self._kept: weakref.WeakKeyDictionary[model.Artifact, bytes] = weakref.WeakKeyDictionary()
+        self._kept: weakref.WeakKeyDictionary[model.Artifact, tuple[bytes, ...]]
+        self._kept = weakref.WeakKeyDictionary()
 
     def answer(
         self,
@@ -380,27 +379,44 @@ class Headers:
         """Return the serialized CompileResponse whose header has ``more`` fields."""
         kept = self._kept.get(served.artifact)
         if kept is None:
-            kept = self._kept[served.artifact] = header_of(served.artifact).SerializeToString()
+            kept = self._kept[served.artifact] = _of_artifact(served.artifact)
         key = served.compatibility or served.artifact.compatibility
         of_call = _of_call(served.origin, served.queue_time_s, served.host_file, key)
-        parts = (kept, of_call, *more)
+        parts = (*kept, served.artifact.attestation, of_call, *more)
         return b"".join((_HEADER_TAG, wire.varint(sum(map(len, parts))), *parts))
 
 
 def header_of(artifact: model.Artifact) -> types_pb2.ArtifactHeader:
     """Return what an artifact says of itself, whichever call asks: no field of a call is set."""
-    return filled(
-        types_pb2.ArtifactHeader,
-        artifact,
-        artifact.spec,
+    parts = (*_of_artifact(artifact), artifact.attestation)
+    return types_pb2.ArtifactHeader.FromString(b"".join(parts))
+
+
+def _of_artifact(artifact: model.Artifact) -> tuple[bytes, bytes]:
+    """Return the serialized header as far as the attestation, whose bytes are not copied."""
+    spec, attested_bytes = artifact.spec, len(artifact.attestation)
+    header = types_pb2.ArtifactHeader(
+        module_sha256=artifact.module_sha256,
         artifact_sha256=artifact.sha256,
-        engine=filled(types_pb2.Engine, artifact.spec.engine),
+        size_bytes=artifact.size_bytes,
         compile_time=duration(artifact.compile_time_s),
         kind=f"KIND_{artifact.kind.name}",
         imports=[{"module": each.module, **_export(each)} for each in artifact.imports],
         exports=map(_export, artifact.exports),
-        **dict.fromkeys(_NOT_OF_ARTIFACT),
+        types_truncated=artifact.types_truncated,
     )
+    pairs = tuple(spec.settings.items()), tuple(spec.changed_settings.items())
+    of_spec = _of_spec(spec.engine, spec.target, spec.cpu, *pairs, spec.fingerprint, spec.is_fast)
+    begins = _ATTESTATION_TAG + wire.varint(attested_bytes) if attested_bytes else b""
+    return of_spec, header.SerializeToString() + begins
+
+
+@lru_cache(maxsize=256)  # Not by the spec, which compares by its fingerprint alone.
+def _of_spec(engine: model.EngineIdentity, *rest: Any) -> bytes:
+    """Return the fields of a header that all artifacts of a spec have in common."""
+    of = (dict(each) if isinstance(each, tuple) else each for each in rest)
+    given: Any = dict(zip(_OF_SPEC, (filled(types_pb2.Engine, engine), *of), strict=True))
+    return types_pb2.ArtifactHeader(**given).SerializeToString()
 
 
 @lru_cache(maxsize=256)  # For hits: they differ in little.
