@@ -31,6 +31,7 @@ from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.waits.budgets import Allowance, WaitBudget
 from wasmkilnd.waits.flights import Background, Flights, Waiter, Waiters
+from wasmkilnd.wire import ONE_MESSAGE_BYTES
 
 V = TypeVar("V")
 
@@ -123,7 +124,7 @@ class Cache:
         if artifact:
             artifact = await self._decoder.as_accepted(artifact, accept)
         if artifact is None and (
-            found := await self._look_up(key, budget, whole=whole, engines=engines)
+            found := await self._look_up(key, budget, accept, whole=whole, engines=engines)
         ):
             artifact, origin = await self._decoder.as_accepted(found[0], accept), found[1]
         if artifact and self._renews:
@@ -182,7 +183,7 @@ class Cache:
         """Return the module from the nearest tier that has it, and keep it in memory."""
         module, origin = cast("Module | None", self._in_memory(sha256)), Origin.MEMORY
         if module is None and self._read:
-            look_up = partial(self._fetch_shared, [sha256])
+            look_up = partial(self._fetch_shared, [sha256], frozenset())
             if found := await self._shared(("module", sha256), look_up, budget):
                 module, origin = cast("Module", found[0]), found[1]
         if module and self._renews:
@@ -369,18 +370,20 @@ class Cache:
         self,
         key: CacheKey,
         budget: WaitBudget,
+        accept: frozenset[str] = frozenset(),
         *,
         whole: bool = True,
         engines: Sequence[str] = (),
     ) -> tuple[Artifact, Origin] | None:
         """Return the artifact from the nearest tier below memory, in one look-up for all callers.
 
-        It is encoded as it is stored there. A key without its engine may miss what another finds.
+        It is encoded as it is stored there, unless it is small and the first caller does not
+        ``accept`` that. A key without its engine may miss what another finds.
         """
         names = tuple(engines) or (key.engine_id,)
         keys = [CacheKey(key.module_sha256, key.fingerprint, name) for name in names]
         return await self._shared(
-            ("artifact", key, names, whole), partial(self._fetch, keys, whole), budget
+            ("artifact", key, names, whole), partial(self._fetch, keys, accept, whole), budget
         )
 
     async def _shared(
@@ -423,11 +426,11 @@ class Cache:
                     if not artifact.pieces and self._may_fill(evictions):
                         self._keep(artifact)
                     return artifact, Origin.HOST_STORE
-        found = await self._fetch_shared(keys, allowance)
+        found = await self._fetch_shared(keys, accept, allowance)
         return cast("tuple[Artifact, Origin] | None", found)
 
     async def _fetch_shared(
-        self, keys: Sequence[CacheKey | str], allowance: Allowance
+        self, keys: Sequence[CacheKey | str], accept: frozenset[str], allowance: Allowance
     ) -> tuple[Item, Origin] | None:
         """Return what the nearest tier has that daemons share, and keep it in all others.
 
@@ -436,7 +439,10 @@ class Cache:
         evictions = self._evictions
         for tier, key in itertools.product(self._read, keys):
             with contextlib.suppress(TierUnavailable):
-                if found := await tier.get(key, allowance):
+                found = await tier.get(key, allowance)
+                if isinstance(found, Artifact) and found.size_bytes <= ONE_MESSAGE_BYTES:
+                    found = await self._decoder.as_accepted(found, accept)
+                if found:
                     if self._may_fill(evictions):
                         self._keep(found)
                         if isinstance(found, Artifact):

@@ -221,21 +221,21 @@ class Decoder:
         """
         if not artifact.encoding or artifact.encoding in accept:
             return artifact
+        if artifact.size_bytes <= wire.ONE_MESSAGE_BYTES:  # Sharing it takes longer.
+            return await self._decode(artifact)
         if artifact not in self._decoding:
             loop = asyncio.get_running_loop()
             coming = [loop.create_future() for _ in artifact.frames]
             plain = dataclasses.replace(artifact, frames=(), encoding="", coming=coming)
             self._decoding[artifact] = plain, loop.create_task(self._decode(artifact, coming))
-        plain, decoding = self._decoding[artifact]
+        plain, _ = self._decoding[artifact]
         with contextlib.suppress(ValueRejected):
-            if artifact.size_bytes <= wire.ONE_MESSAGE_BYTES:  # Which has all of it, or nothing.
-                return await asyncio.shield(decoding)
             await asyncio.shield(plain.coming[0])
             return plain
         return None
 
     async def _decode(
-        self, artifact: Artifact, coming: Sequence[asyncio.Future[bytes]]
+        self, artifact: Artifact, coming: Sequence[asyncio.Future[bytes]] = ()
     ) -> Artifact | None:
         """Decode an artifact of memory for all callers, frame by frame; then keep that instead.
 
@@ -249,10 +249,10 @@ class Decoder:
                 call(one.set_result, decoded)
 
         try:
-            if artifact.size_bytes > wire.ONE_MESSAGE_BYTES:
+            if coming:
                 await asyncio.to_thread(decode)
             else:
-                decode()
+                frames += unpacked_frames(artifact)
         except Exception as failure:  # Whatever it is, nobody may wait for a frame for ever.
             why = failure.why if isinstance(failure, ValueRejected) else repr(failure)
             log.warning("cannot decode an artifact", why=why)
@@ -270,7 +270,7 @@ class Decoder:
                 self._keep(found)
             return found
         finally:
-            del self._decoding[artifact]
+            self._decoding.pop(artifact, None)
 
 
 def _counts(entry: tuple[Item, int]) -> tuple[int, int, int]:

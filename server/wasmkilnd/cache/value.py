@@ -33,6 +33,7 @@ import hashlib
 import os
 import secrets
 import struct
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -378,10 +379,20 @@ def unpacked(stored: Payload, size_bytes: int) -> bytes:
         # Before zstd allocates the size that the frame claims.
         if zstandard.frame_content_size(stored) != size_bytes:
             raise ValueRejected(Cause.FORMAT, "a frame has another size than it should")
-        unpacker = zstandard.ZstdDecompressor()
-        return unpacker.decompress(stored, max_output_size=size_bytes, allow_extra_data=False)
+        unpack = _OF_THREAD.unpacker.decompress
+        return unpack(stored, max_output_size=size_bytes, allow_extra_data=False)
     except zstandard.ZstdError:
         raise ValueRejected(Cause.FORMAT, "cannot unpack a frame") from None
+
+
+class _OfThread(threading.local):
+    """What takes longer to make than to use."""
+
+    def __init__(self) -> None:
+        self.unpacker = zstandard.ZstdDecompressor()
+
+
+_OF_THREAD = _OfThread()
 
 
 def _codec_for(first: Payload) -> str:
