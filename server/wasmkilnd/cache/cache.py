@@ -408,15 +408,13 @@ class Cache:
             return None
 
         with contextlib.suppress(TierUnavailable):
-            # If nothing is left, this raises before it starts a look-up.
-            return await budget.spend_on(self._join(what, run), allowance)
+            if budget.left_s + allowance.seconds > 0:
+                look = self._lookups.join(what, Waiter(), run)
+                return await look.wait(partial(budget.wait_for, more=allowance))
         return None
 
-    async def _join(self, what: Hashable, work: Callable[[Waiters], Coroutine[Any, Any, V]]) -> V:
-        return await self._lookups.join(what, Waiter(), work).wait()
-
     async def _fetch(
-        self, keys: Sequence[CacheKey], whole: bool, allowance: Allowance
+        self, keys: Sequence[CacheKey], accept: frozenset[str], whole: bool, allowance: Allowance
     ) -> tuple[Artifact, Origin] | None:
         evictions = self._evictions
         fits = self.memory.fits if whole else lambda size_bytes: False

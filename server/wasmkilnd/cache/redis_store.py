@@ -232,14 +232,16 @@ class RedisStore(SharedTier[RedisLink]):
             return None
         moving_s = opened.stored_bytes / shared_tier.READ_BYTES_PER_S
         allowance.seconds += moving_s
-        try:
-            async with asyncio.timeout(self.link.timeout_s + moving_s):
-                left = await self._frames(name, opened, len(opened.frames) - len(frames))
-        except TimeoutError:
-            # Not an outage: the server answered each command in time.
-            log.warning("value not read: it takes too long", key=name.decode(), seconds=moving_s)
-            raise TierUnavailable("Redis takes too long for a value of this size") from None
-        return await in_thread(opened.hashed_bytes, value.with_frames, opened, [*left, *frames])
+        if left := len(opened.frames) - len(frames):
+            try:
+                async with asyncio.timeout(self.link.timeout_s + moving_s):
+                    frames = [*await self._frames(name, opened, left), *frames]
+            except TimeoutError:
+                # Not an outage: the server answered each command in time.
+                about = {"key": name.decode(), "seconds": moving_s}
+                log.warning("value not read: it takes too long", **about)
+                raise TierUnavailable("Redis takes too long for a value of this size") from None
+        return await in_thread(opened.hashed_bytes, value.with_frames, opened, frames)
 
     async def _frames(self, name: bytes, opened: Opened, count: int) -> list[bytes]:
         """Return the first ``count`` frames, each range checked while the next one is read."""

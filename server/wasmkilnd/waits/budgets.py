@@ -21,7 +21,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
@@ -146,8 +146,17 @@ class WaitBudget:
 
         ``allowance`` is free. If the budget ends first, cancel ``work`` and raise TierUnavailable.
         """
-        more, began_s = allowance or Allowance(), time.monotonic()
         task = asyncio.ensure_future(work)
+        try:
+            await self.wait_for(task, allowance or Allowance())
+            return task.result()
+        finally:
+            task.cancel()
+            del task  # A failed task holds its traceback, which holds this frame.
+
+    async def wait_for(self, task: asyncio.Future[Any], more: Allowance) -> None:
+        """Do the same for a task of others, which goes on."""
+        began_s = time.monotonic()
         try:
             while not task.done():
                 left_s = self.left_s + more.seconds - (time.monotonic() - began_s)
@@ -155,8 +164,5 @@ class WaitBudget:
                     raise TierUnavailable("the tiers took longer than one call may wait for them")
                 # Not for ever: the time that is free may end.
                 await asyncio.wait((task,), timeout=min(left_s, 0.25))
-            return task.result()
         finally:
-            task.cancel()
             self.left_s -= max(0.0, time.monotonic() - began_s - more.seconds)
-            del task  # A failed task holds its traceback, which holds this frame.

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Coroutine, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -108,6 +108,10 @@ class Waiters:
             self.drop()
 
 
+async def _done(flight: asyncio.Future[Any]) -> None:
+    await asyncio.wait((flight,))
+
+
 @dataclass(frozen=True, slots=True)
 class Ticket(Generic[V]):
     """A caller's place in a flight.
@@ -123,15 +127,16 @@ class Ticket(Generic[V]):
     _waiters: Waiters
     _waiter: Waiter
 
-    async def wait(self) -> V:
+    async def wait(self, until: Callable[[asyncio.Future[Any]], Awaitable[object]] = _done) -> V:
         """Return what the flight's work returns, or raise what it raises.
 
-        A caller that is cancelled stops only its own wait. When the last caller leaves, the
-        flight is dropped unless its waiters are ``kept``. Raises SERVER_DRAINING for a flight
-        that was cancelled while this caller waited: the daemon ends.
+        ``until`` waits for the flight, or gives up by raising. A caller that is cancelled stops
+        only its own wait. When the last caller leaves, the flight is dropped unless its waiters
+        are ``kept``. Raises SERVER_DRAINING for a flight that was cancelled while this caller
+        waited: the daemon ends.
         """
         try:
-            await asyncio.wait((self._flight,))
+            await until(self._flight)
         finally:
             self._waiters.leave(self._waiter)
         result = _result(self._flight)
