@@ -22,6 +22,9 @@ from wasmkilnd.waits.flights import in_slices
 
 # What an entry costs on top of its bytes: objects, digests, the tier's tables.
 _ENTRY_BYTES = 1024
+# What an artifact costs besides: its header for callers, who renews and counts its uses, and the
+# holes that reading it leaves in the heap.
+_ARTIFACT_BYTES = 2048
 # What an import or export takes on top of its texts.
 _EXTERN_BYTES = 72
 
@@ -287,4 +290,5 @@ def _size_of(value: Item) -> int:
     # and again, though those of an artifact from Redis are one object.
     texts = (text for each in externs for text in (each.module, each.name, each.kind, each.type))
     externs_bytes = len(externs) * _EXTERN_BYTES + sum(map(sys.getsizeof, texts))
-    return sum(map(len, value.frames)) + len(value.attestation) + externs_bytes + _ENTRY_BYTES
+    payload_bytes = sum(map(len, value.frames)) + len(value.attestation)
+    return payload_bytes + externs_bytes + _ENTRY_BYTES + _ARTIFACT_BYTES
