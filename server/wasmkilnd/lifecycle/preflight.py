@@ -26,8 +26,9 @@ from wasmkilnd.telemetry import admin
 log = structlog.get_logger("wasmkilnd")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-# Larger blocks are mapped one by one, and go back to the machine when they are freed.
-_MAPPED_BYTES = 1024 * 1024
+# Larger blocks are mapped one by one, and go back to the machine when they are freed. Each page of
+# them faults anew: what Redis returns of a value at once has more than a MiB.
+_MAPPED_BYTES = 4 * 1024 * 1024
 # So much may stay unused at the end of the heap until the next trim: with 4 MiB, each hit of a
 # large artifact faults its buffers in again, which takes an eighth of its time.
 _KEPT_BYTES = 64 * 1024 * 1024

@@ -28,7 +28,7 @@ import ssl
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -64,6 +64,8 @@ Shards: TypeAlias = dict[range, list[Node]]
 # How long all steps of a write may take together (a connection, sending, the reply); a large value
 # is written by many.
 WRITE_TIMEOUT_S = 10.0
+# Of a reply at a time.
+_READ_BYTES = 1024 * 1024
 
 _log = structlog.get_logger("wasmkilnd.cache")
 
@@ -173,6 +175,10 @@ class _OurConnection(redis_py.AbstractConnection):
     """
 
     find: Find | None = None
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        # With asyncio's own 64 KiB, a large reply stops and starts reading at each piece.
+        return {**super()._connection_arguments(), "limit": _READ_BYTES}  # type: ignore[misc]
 
     async def _connect(self) -> None:
         if self.find:
@@ -518,7 +524,7 @@ def connect(
         "socket_timeout": max(timeout_s, WRITE_TIMEOUT_S),
         # Large reads take half the time of those with redis-py's default of 32 KiB
         # (docs/explanation/performance.md).
-        "socket_read_size": 1024 * 1024,
+        "socket_read_size": _READ_BYTES,
         # What every server and proxy speaks; version 3 gives this tier nothing.
         "protocol": 2,
         "redis_connect_func": _introduce,
