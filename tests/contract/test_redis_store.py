@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 import pytest
 import redis
 from structlog.testing import capture_logs
-from wasmkilnd.cache import redis_store, shared_tier
+from wasmkilnd.cache import redis_store, shared_tier, value
 from wasmkilnd.cache.value import TRAILER_BYTES, ZSTD, written
 from wasmkilnd.errors import DoesNotFit, TierUnavailable
 from wasmkilnd.model import (
@@ -49,7 +49,7 @@ async def get(at: Site, key: CacheKey) -> Artifact | None:
 
 
 async def get_packed(at: Site, key: CacheKey) -> Artifact | None:
-    found: Artifact | None = await at.store.get(key, Allowance())
+    found: Artifact | None = await at.store.get(key, Allowance(accept=frozenset({ZSTD})))
     return found
 
 
@@ -404,13 +404,19 @@ async def test_a_value_that_lost_its_beginning_is_not_stored(here: Site) -> None
     assert here.notes.rejected == []
 
 
-async def test_what_is_larger_than_the_limit_is_left_to_others(valkey: RedisServer) -> None:
+async def test_what_is_larger_than_the_limit_is_left_to_others(
+    valkey: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     limit_bytes = 1_000_000
     async with site(valkey.url, limit_bytes=lambda: limit_bytes) as at:
         one, wasm = artifact(1, 1_000_001), module(1, 1_000_001)
-        for what in (one, wasm):
+        shrunk = SEALER.seal(shrinking(2, 100_000_000))
+        for what in (one, shrunk, wasm):
             await at.store.put(what)
         assert await get(at, one.key) is None
+        with monkeypatch.context() as nothing_is_unpacked:
+            nothing_is_unpacked.setattr(value, "unpacked", None)
+            assert await at.store.get(shrunk.key, Allowance()) is None
         assert await get_module(at, wasm.sha256) is None
         assert await at.run("EXISTS", at.name(one)) + await at.run("EXISTS", at.name(wasm)) == 2
         assert at.notes.rejected == []

@@ -21,7 +21,7 @@ from wasmkilnd.cache.value import open_head, with_frames, written
 from wasmkilnd.model import Artifact
 from wasmkilnd.signing.keys import PrivateKey
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.wire import frame, payload_views
+from wasmkilnd.wire import payload_views
 
 from tests.contract.host_store import host_store
 from tests.contract.sealing import sealer
@@ -96,8 +96,8 @@ class Fleet:
         self.server.flushall()
         value = self.object.read_bytes()
         found = open_head(value, self.sealer(0))
-        frames = [frame(value[each.offset : each.ends]) for each in found.frames]
-        good = with_frames(found, frames)
+        stored = [value[each.offset : each.ends] for each in found.frames]
+        good = with_frames(found, [found.ready(*each) for each in enumerate(stored)])
         assert isinstance(good, Artifact)
         self.good = replace(good, frames=to_frames(self.code), encoding="")
         names_it = good.spec.fingerprint, good.module_sha256

@@ -14,7 +14,6 @@ from wasmkilnd.cache.value import (
 )
 from wasmkilnd.model import Artifact, CacheKey, Module, RejectionCause
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.wire import frame
 
 
 def stored(what: Artifact | Module, sealer: Sealer) -> dict[bytes, bytes]:
@@ -48,13 +47,11 @@ def opened(
     value: bytes, key: CacheKey | str, sealer: Sealer, accept: frozenset[str] = frozenset()
 ) -> Artifact | Module:
     """Return what a stored value is. Raise ValueRejected unless a daemon would serve it."""
-    found = open_value(value, key, sealer)
+    found = open_value(value, key, sealer, accept)
     if found.stored_bytes != len(value):
         raise ValueRejected(RejectionCause.FORMAT, "it has another length")
     parts = [value[one.offset : one.offset + one.stored_bytes] for one in found.frames]
-    frames = [frame(found.check(index, part)) for index, part in enumerate(parts)]
-    what = with_frames(found, frames)
-    return what if isinstance(what, Module) or what.encoding in accept else decoded(what)
+    return with_frames(found, [found.ready(index, part) for index, part in enumerate(parts)])
 
 
 def decoded(artifact: Artifact) -> Artifact:

@@ -24,6 +24,7 @@ from wasmkilnd.cache.host_store import HostStore
 from wasmkilnd.cache.memory import Decoder, MemoryTier
 from wasmkilnd.cache.object_store import ObjectStore
 from wasmkilnd.cache.redis_store import RedisStore
+from wasmkilnd.cache.value import ZSTD
 from wasmkilnd.cache.writes import Below, Writes
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, Item, Module, Origin
@@ -31,7 +32,6 @@ from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.waits.budgets import Allowance, WaitBudget
 from wasmkilnd.waits.flights import Background, Flights, Waiter, Waiters
-from wasmkilnd.wire import ONE_MESSAGE_BYTES
 
 V = TypeVar("V")
 
@@ -40,6 +40,7 @@ V = TypeVar("V")
 _WRITES_AT_ONCE = 4
 # How long an eviction keeps its caller waiting for one tier, and hits from being kept.
 _EVICT_WAIT_S = 10.0
+_AS_STORED = frozenset({ZSTD})
 
 log = structlog.get_logger("wasmkilnd.cache")
 
@@ -160,7 +161,8 @@ class Cache:
         if found is None:
             artifact, origin = self._in_memory(key), Origin.MEMORY
             if artifact is None:
-                artifact, origin = await self._look_up(key, budget) or (None, origin)
+                below = await self._look_up(key, budget, _AS_STORED)
+                artifact, origin = below or (None, origin)
             if artifact and not artifact.pieces and self._may_fill(evictions):
                 self.write_to_host(artifact)
                 found = await self._shared(("file", key), look_up, budget)
@@ -183,7 +185,7 @@ class Cache:
         """Return the module from the nearest tier that has it, and keep it in memory."""
         module, origin = cast("Module | None", self._in_memory(sha256)), Origin.MEMORY
         if module is None and self._read:
-            look_up = partial(self._fetch_shared, [sha256], frozenset())
+            look_up = partial(self._fetch_shared, [sha256])
             if found := await self._shared(("module", sha256), look_up, budget):
                 module, origin = cast("Module", found[0]), found[1]
         if module and self._renews:
@@ -370,20 +372,22 @@ class Cache:
         self,
         key: CacheKey,
         budget: WaitBudget,
-        accept: frozenset[str] = frozenset(),
+        accept: frozenset[str],
         *,
         whole: bool = True,
         engines: Sequence[str] = (),
     ) -> tuple[Artifact, Origin] | None:
         """Return the artifact from the nearest tier below memory, in one look-up for all callers.
 
-        It is encoded as it is stored there, unless it is small and the first caller does not
-        ``accept`` that. A key without its engine may miss what another finds.
+        It may be encoded, though the caller does not ``accept`` that. A key without its engine may
+        miss what another finds.
         """
+        if len(self._shared_tiers) > 1:  # What one of them has is written to the other as it is.
+            accept = _AS_STORED
         names = tuple(engines) or (key.engine_id,)
         keys = [CacheKey(key.module_sha256, key.fingerprint, name) for name in names]
         return await self._shared(
-            ("artifact", key, names, whole), partial(self._fetch, keys, accept, whole), budget
+            ("artifact", key, names, whole), partial(self._fetch, keys, whole), budget, accept
         )
 
     async def _shared(
@@ -391,6 +395,7 @@ class Cache:
         what: Hashable,
         look_up: Callable[[Allowance], Coroutine[Any, Any, V | None]],
         budget: WaitBudget,
+        accept: frozenset[str] = frozenset(),
     ) -> V | None:
         """Return what ``look_up`` returns; None if it fails or ``budget`` ends first.
 
@@ -399,7 +404,7 @@ class Cache:
         """
         # No call joins a look-up from before an eviction, or from before the keys changed.
         what = what, self._evictions
-        allowance = self._allowances.setdefault(what, Allowance())
+        allowance = self._allowances.setdefault(what, Allowance(accept=accept))
 
         async def run(waiters: Waiters) -> V | None:
             waiters.kept = True
@@ -414,7 +419,7 @@ class Cache:
         return None
 
     async def _fetch(
-        self, keys: Sequence[CacheKey], accept: frozenset[str], whole: bool, allowance: Allowance
+        self, keys: Sequence[CacheKey], whole: bool, allowance: Allowance
     ) -> tuple[Artifact, Origin] | None:
         evictions = self._evictions
         fits = self.memory.fits if whole else lambda size_bytes: False
@@ -424,11 +429,11 @@ class Cache:
                     if not artifact.pieces and self._may_fill(evictions):
                         self._keep(artifact)
                     return artifact, Origin.HOST_STORE
-        found = await self._fetch_shared(keys, accept, allowance)
+        found = await self._fetch_shared(keys, allowance)
         return cast("tuple[Artifact, Origin] | None", found)
 
     async def _fetch_shared(
-        self, keys: Sequence[CacheKey | str], accept: frozenset[str], allowance: Allowance
+        self, keys: Sequence[CacheKey | str], allowance: Allowance
     ) -> tuple[Item, Origin] | None:
         """Return what the nearest tier has that daemons share, and keep it in all others.
 
@@ -437,10 +442,7 @@ class Cache:
         evictions = self._evictions
         for tier, key in itertools.product(self._read, keys):
             with contextlib.suppress(TierUnavailable):
-                found = await tier.get(key, allowance)
-                if isinstance(found, Artifact) and found.size_bytes <= ONE_MESSAGE_BYTES:
-                    found = await self._decoder.as_accepted(found, accept)
-                if found:
+                if found := await tier.get(key, allowance):
                     if self._may_fill(evictions):
                         self._keep(found)
                         if isinstance(found, Artifact):

@@ -41,7 +41,6 @@ from urllib.parse import unquote, urlsplit
 
 import structlog
 
-from wasmkilnd import wire
 from wasmkilnd.cache import shared_tier, value
 from wasmkilnd.cache.shared_tier import READS_AT_ONCE, Key, SharedTier, module_of
 from wasmkilnd.cache.value import Opened, ValueRejected
@@ -142,7 +141,11 @@ class Stored:
             yield chunk[: len(chunk) - len(rest)]
 
     def verified(
-        self, key: Key, sealer: Sealer, is_too_large: Callable[[Opened], bool]
+        self,
+        key: Key,
+        sealer: Sealer,
+        is_too_large: Callable[[Opened], bool],
+        accept: frozenset[str],
     ) -> Artifact | Module | None:
         """Return the value, each frame checked as it is taken.
 
@@ -152,14 +155,15 @@ class Stored:
         """
         try:
             head_bytes = value.head_bytes(self.end(value.TRAILER_BYTES))
-            opened, frames = value.open_value(self.end(head_bytes), key, sealer), list[bytes]()
+            opened = value.open_value(self.end(head_bytes), key, sealer, accept)
+            frames = list[bytes]()
             if opened.stored_bytes != self.size_bytes:
                 raise ValueRejected(Cause.FORMAT, "the value's length is not what its head says")
             if is_too_large(opened):
                 return None
             for index, one in enumerate(opened.frames):
-                frames.append(wire.frame(*self.take(one.stored_bytes)))
-                opened.check(index, *wire.payload_views(frames[-1:]))
+                stored = b"".join(self.take(one.stored_bytes))
+                frames.append(opened.ready(index, stored))
             return value.with_frames(opened, frames)
         except FileNotFoundError:
             return None
@@ -832,7 +836,7 @@ class ObjectStore(SharedTier[Bucket]):
             moving = Allowance(size_bytes / shared_tier.READ_BYTES_PER_S)
             allowance.seconds += moving.seconds
             is_too_large = partial(self._is_too_large, name=name)
-            work = partial(stored.verified, key, self._sealer, is_too_large)
+            work = partial(stored.verified, key, self._sealer, is_too_large, allowance.accept)
             large_of = self.prefix if size_bytes > _ONE_REQUEST_BYTES else None
             found = await self.link.run(work, more=moving, large_of=large_of)
         self._forget(key)

@@ -34,7 +34,7 @@ import structlog
 
 from wasmkilnd import model
 from wasmkilnd.cache import shared_tier, value
-from wasmkilnd.cache.shared_tier import Key, SharedTier, checked, in_thread, module_of
+from wasmkilnd.cache.shared_tier import Key, SharedTier, in_thread, module_of, ready
 from wasmkilnd.cache.value import Opened, ValueRejected
 from wasmkilnd.errors import DoesNotFit, PartUnavailable, TierUnavailable, WrongType
 from wasmkilnd.model import Artifact, CacheKey, Evicted, Held, Module
@@ -217,22 +217,18 @@ class RedisStore(SharedTier[RedisLink]):
         if (head_bytes := value.head_bytes(tail)) > len(tail):
             [tail] = await self.link.run(("GETRANGE", name, -head_bytes, -1))
         await self._sealer.meet(value.stamped_by(tail))
-
-        def begin() -> tuple[Opened, list[bytes]]:
-            opened = value.open_value(tail, key, self._sealer)
-            begins = opened.stored_bytes - len(tail)
-            if begins < 0:
-                raise ValueRejected(Cause.FORMAT, "the value has bytes before its first frame")
-            missing = sum(one.offset < begins for one in opened.frames)
-            return opened, checked(opened, missing, len(opened.frames), tail, begins)
-
-        # The head, and the frames that came with it, in one go.
-        opened, frames = await in_thread(len(tail), begin)
-        if self._is_too_large(opened, name.decode()):
+        asked = tail, key, self._sealer, allowance.accept
+        opened = await in_thread(head_bytes, value.open_value, *asked)
+        if self._is_too_large(opened, name.decode()):  # Before any of it is unpacked.
             return None
+        if (begins := opened.stored_bytes - len(tail)) < 0:
+            raise ValueRejected(Cause.FORMAT, "the value has bytes before its first frame")
+        left = sum(one.offset < begins for one in opened.frames)
+        came = left, len(opened.frames), tail, begins
         moving_s = opened.stored_bytes / shared_tier.READ_BYTES_PER_S
         allowance.seconds += moving_s
-        if left := len(opened.frames) - len(frames):
+        frames = await in_thread(opened.size_bytes, ready, opened, *came)
+        if left:
             try:
                 async with asyncio.timeout(self.link.timeout_s + moving_s):
                     frames = [*await self._frames(name, opened, left), *frames]
@@ -255,7 +251,7 @@ class RedisStore(SharedTier[RedisLink]):
                 ends = opened.frames[end - 1].ends
                 [data] = await self.link.run(("GETRANGE", name, begins, ends - 1))
                 frames += await checking if checking else ()
-                work = in_thread(len(data), checked, opened, start, end, data, begins)
+                work = in_thread(opened.size_bytes, ready, opened, start, end, data, begins)
                 checking, start = asyncio.ensure_future(work), end
             return [*frames, *(await checking if checking else ())]
         finally:

@@ -20,17 +20,15 @@ from wasmkilnd import model
 from wasmkilnd.cache import value
 from wasmkilnd.cache.value import Opened, ValueRejected
 from wasmkilnd.errors import DoesNotFit, TierUnavailable, forget_frames
-from wasmkilnd.model import Artifact, CacheKey, Module
+from wasmkilnd.model import Artifact, Module
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.waits.budgets import Allowance, Breaker
-from wasmkilnd.wire import frame
 
 T = TypeVar("T")
 L = TypeVar("L", bound=Breaker)
-# What a value is stored under: the key of an artifact, or the digest of a module.
-Key: TypeAlias = "CacheKey | str"
+Key: TypeAlias = value.Key
 
 # More look-ups than this wait: answers would seem late because this daemon is busy.
 READS_AT_ONCE = 8
@@ -80,7 +78,7 @@ class SharedTier(ABC, Generic[L]):
         self._logged = set[str]()
 
     async def get(self, key: Key, allowance: Allowance) -> Any:
-        """Return what is under ``key``, verified, an artifact with its frames as they are stored.
+        """Return what is under ``key``, verified.
 
         The time that moving a large value takes is added to ``allowance``, and the wait for this
         daemon's other look-ups.
@@ -157,11 +155,8 @@ class SharedTier(ABC, Generic[L]):
 
     def _is_too_large(self, opened: Opened, name: str) -> bool:
         """Return whether a value is above the limit: daemons with a higher one use it."""
-        is_artifact = isinstance(opened.what, Artifact)
-        if (
-            too_large := opened.size_bytes
-            > (self.artifact_bytes if is_artifact else self.module_bytes)()
-        ):
+        limit = self.artifact_bytes if isinstance(opened.what, Artifact) else self.module_bytes
+        if too_large := opened.size_bytes > limit():
             log.info("stored value is larger than the limit", key=name)
         return too_large
 
@@ -180,11 +175,12 @@ def module_of(key: Key) -> str:
     return key if isinstance(key, str) else key.module_sha256
 
 
-def checked(opened: Opened, start: int, end: int, data: value.Payload, begins: int) -> list[bytes]:
+def ready(opened: Opened, start: int, end: int, data: value.Payload, begins: int) -> list[bytes]:
     """Return frames as the wire carries them; ``data`` is of the value from ``begins`` on."""
     view, frames = memoryview(data), opened.frames[start:end]
-    stored = (view[one.offset - begins : one.ends - begins] for one in frames)
-    return [frame(opened.check(index, each)) for index, each in enumerate(stored, start)]
+    stored = [view[one.offset - begins : one.ends - begins] for one in frames]
+    run: Any = value.UNPACKERS.map if len(frames) > 1 else map
+    return [*run(opened.ready, range(start, end), stored)]
 
 
 async def in_thread(size_bytes: int, work: Callable[..., T], *args: Any) -> T:

@@ -81,12 +81,14 @@ _PAYS_BELOW = 0.9
 _LEAST_BYTES = 512
 # Of a head that may be known again: of nearly every artifact.
 _KNOWN_BYTES = 8192
-_UNPACKERS = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "wasmkiln-unpack")
+UNPACKERS = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "wasmkiln-unpack")
 _AHEAD = 4  # Frames of an artifact in memory that nobody has taken yet.
 # The layer field of a component's preamble, see compile.admit.
 _PREAMBLE, _COMPONENT_LAYER = b"\0asm", b"\x01\0"
 
 Payload: TypeAlias = "bytes | memoryview"
+# What a value is stored under: the key of an artifact, or the digest of a module.
+Key: TypeAlias = "model.CacheKey | str"
 _Pairs: TypeAlias = tuple[tuple[str, str], ...]
 
 
@@ -168,6 +170,7 @@ class Opened:
 
     ``what`` is without its payload, of which ``size_bytes`` is the size when it is unpacked;
     ``stored_bytes`` is the size of the whole value, and ``signed_by`` the id of the stamp's key.
+    ``encoding`` is that of frames which are ``ready``; empty for none.
     """
 
     what: Artifact | Module
@@ -176,6 +179,7 @@ class Opened:
     frames: tuple[Frame, ...]
     stored_bytes: int
     signed_by: str
+    encoding: str = ""
 
     @property
     def hashed_bytes(self) -> int:
@@ -194,10 +198,14 @@ class Opened:
             raise ValueRejected(Cause.DIGEST, f"frame {index} is damaged")
         return stored
 
-    def unpack(self, index: int, stored: Payload) -> bytes:
+    def ready(self, index: int, stored: Payload) -> bytes:
+        """Return a frame as the wire carries it. Raise ValueRejected as ``check``."""
+        return frame((self.check if self.encoding else self.unpack)(index, stored))
+
+    def unpack(self, index: int, stored: Payload) -> Payload:
         """Return the bytes of a frame. Raise ValueRejected as ``check``."""
         checked, size_bytes = self.check(index, stored), self.frames[index].size_bytes
-        return bytes(checked) if self.codec == RAW else unpacked(checked, size_bytes)
+        return checked if self.codec == RAW else unpacked(checked, size_bytes)
 
 
 def most_stored_bytes(size_bytes: int) -> int:
@@ -251,27 +259,31 @@ def open_head(tail: Payload, sealer: Sealer) -> Opened:
     return Opened(what, body.codec, body.size_bytes, tuple(frames), stored_bytes, signed_by)
 
 
-def open_value(tail: Payload, key: model.CacheKey | str, sealer: Sealer) -> Opened:
+def open_value(
+    tail: Payload, key: Key, sealer: Sealer, accept: frozenset[str] = frozenset()
+) -> Opened:
     """Verify the head in which ``tail`` ends, which was read as ``key``, and the attestation.
 
-    The same head is not verified twice with the same keys, but its age counts each time.
+    Frames of an artifact stay encoded if that is one of ``accept``. The same head is not verified
+    twice with the same keys, but its age counts each time.
     """
     head = bytes(tail[-head_bytes(tail) :])
     verify = _verified if len(head) <= _KNOWN_BYTES else _verified.__wrapped__
-    opened = verify(head, key, sealer, sealer.keys)
+    opened = verify(head, key, sealer, sealer.keys, ZSTD in accept)
     if isinstance(opened.what, Artifact) and (refusal := sealer.outdated(opened.what)):
         raise ValueRejected(Cause(refusal.cause), refusal.why)
     return opened
 
 
 @lru_cache(maxsize=512)
-def _verified(head: bytes, key: model.CacheKey | str, sealer: Sealer, _: Keys) -> Opened:
+def _verified(head: bytes, key: Key, sealer: Sealer, _: Keys, takes_zstd: bool) -> Opened:
     """Do so; the keys are those that the sealer had before, and tell them from later ones."""
     opened = open_head(head, sealer)
     if opened.what.key != key:
         raise ValueRejected(Cause.WRONG_KEY, "the value belongs to another key")
     check_attestation(opened.what, sealer)
-    return opened
+    stays = takes_zstd and opened.codec == ZSTD and isinstance(opened.what, Artifact)
+    return dataclasses.replace(opened, encoding=ZSTD) if stays else opened
 
 
 def check_attestation(what: Artifact | Module, sealer: Sealer) -> None:
@@ -286,36 +298,34 @@ def stamped_by(tail: Payload) -> str:
 
 
 def with_frames(opened: Opened, frames: Sequence[bytes]) -> Artifact | Module:
-    """Return what was opened with all of its frames, which were checked, as the wire carries them.
+    """Return what was opened with all of its frames, which are ``ready``.
 
-    Those of a module are unpacked. Where ``hashed_bytes`` are many, call it in a thread. Raise
-    ValueRejected for a payload with another digest.
+    Where ``hashed_bytes`` are many, call it in a thread. Raise ValueRejected for a payload with
+    another digest.
     """
-    encoding = ZSTD if opened.codec == ZSTD else ""
-    if isinstance(opened.what, Artifact):
-        if opened.hashed_bytes:
-            check_frames(opened, payload_views(frames))
-        return dataclasses.replace(opened.what, frames=tuple(frames), encoding=encoding)
-    stored, sizes = payload_views(frames), (one.size_bytes for one in opened.frames)
-    wasm = b"".join(map(unpacked, stored, sizes) if encoding else stored)
-    check_payload(opened.what, hashlib.sha256(wasm).hexdigest(), wasm[:8])
-    return dataclasses.replace(opened.what, wasm=wasm)
+    views = payload_views(frames)
+    if isinstance(opened.what, Module):
+        wasm = b"".join(views)
+        _check_whole(opened, [wasm])
+        return dataclasses.replace(opened.what, wasm=wasm)
+    if opened.hashed_bytes:
+        (check_frames if opened.encoding else _check_whole)(opened, views)
+    return dataclasses.replace(opened.what, frames=tuple(frames), encoding=opened.encoding)
 
 
 def check_frames(opened: Opened, stored: Iterable[Payload]) -> None:
     """Raise ValueRejected unless all frames, as they are stored, make up the whole payload."""
-    digest, beginning = hashlib.sha256(), b""
-    for index, each in enumerate(stored):
-        raw = opened.unpack(index, each)
-        digest.update(raw)
-        beginning = beginning or raw[:8]
-    check_payload(opened.what, digest.hexdigest(), beginning)
+    _check_whole(opened, (opened.unpack(*each) for each in enumerate(stored)))
 
 
-def check_payload(what: Artifact | Module, sha256: str, beginning: bytes) -> None:
+def _check_whole(opened: Opened, pieces: Iterable[Payload]) -> None:
     """Raise ValueRejected for a payload with another digest, or a module of another kind."""
+    what, digest, beginning = opened.what, hashlib.sha256(), b""
+    for piece in pieces:
+        digest.update(piece)
+        beginning = beginning or bytes(piece[:8])
     is_module = isinstance(what, Module)
-    if sha256 != what.sha256:
+    if digest.hexdigest() != what.sha256:
         cause = Cause.WRONG_KEY if is_module else Cause.MISMATCH
         raise ValueRejected(cause, "the bytes do not have the digest that they should")
     kind = model.Kind.COMPONENT if beginning[6:8] == _COMPONENT_LAYER else model.Kind.CORE_MODULE
@@ -367,7 +377,7 @@ def unpacked_frames(artifact: Artifact) -> Iterator[bytes]:
         if len(pieces) == 1:  # Another thread would take longer.
             yield frame(unpacked(piece, size_bytes))
             return
-        coming.append(_UNPACKERS.submit(unpacked, piece, size_bytes))
+        coming.append(UNPACKERS.submit(unpacked, piece, size_bytes))
         if len(coming) > _AHEAD:
             yield frame(coming.popleft().result())
     yield from (frame(each.result()) for each in coming)

@@ -119,10 +119,11 @@ class Allowance:
     """How much longer a look-up may take than the budgets of the calls that wait for it.
 
     A tier adds the time for which it is not to blame: to move a large value over a slow line, or
-    to wait for this daemon's own work.
+    to wait for this daemon's own work. An artifact may have one of the encodings to ``accept``.
     """
 
     seconds: float = 0.0
+    accept: frozenset[str] = frozenset()
 
     @contextlib.contextmanager
     def free(self) -> Iterator[None]:

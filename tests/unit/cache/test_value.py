@@ -253,6 +253,14 @@ def test_a_signed_frame_of_another_size_is_never_unpacked(stored_frame: bytes) -
         one_frame(stored_frame, 100).unpack(0, stored_frame)
 
 
+def test_a_signed_frame_that_does_not_unpack_is_rejected_by_who_unpacks_it() -> None:
+    frames = (*to_frames(b"no zstd at all"), *SHRUNK.frames[1:])
+    value = b"".join(written(dataclasses.replace(SHRUNK, frames=frames, encoding=ZSTD), SEALER))
+    values = {name_of(SHRUNK): value}
+    assert read(values, SHRUNK.key, SEALER) == (None, ["format"])
+    assert read(values, SHRUNK.key, SEALER, PACKED)[0]
+
+
 def test_a_module_is_what_its_digest_says_and_of_the_kind_that_it_is() -> None:
     for lie in (
         dataclasses.replace(MODULE, kind=Kind.COMPONENT),
