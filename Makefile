@@ -27,7 +27,7 @@ PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
 # What failed stands in a folder of its own, which no other run of pytest writes to meanwhile.
 SUITE = $(PYTEST) -o cache_dir=.work/test-cache --ignore=tests/polyglot --ignore=tests/operators
 CROWD = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
-BY_LANGUAGE = -n 2 --dist loadgroup
+BY_LANGUAGE = -n 2 --no-loadscope-reorder
 # Words of pip-audit, and of errors that it does not catch, where the data cannot be had.
 NO_DATA := Could not connect|ConnectionError|ServiceError|Timeout|Max retries|could not be audited
 # The contract of the last release: what callers were promised.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.e2e.daemon import ONE_ENGINE, fresh_state
 from tests.e2e.programs import installed_engines
@@ -16,13 +18,17 @@ from tests.polyglot.toolchains import BUILT, LANGUAGES
 Built = Callable[[str], Path]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests of a language in one process, so that it is built once."""
-    for item in items:
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        named = (each for each in builds.PROGRAMS if each in item.nodeid)
-        group = params.get("asks") or params.get("language") or next(named, "others")
-        item.add_marker(pytest.mark.xdist_group(group))
+class ByLanguage(LoadScopeScheduling):  # type: ignore[misc]
+    """Sends all tests of a language to one process, so that it is built once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        words = [each.removesuffix("s") for each in re.split("[^a-z]+", nodeid)]
+        return next((each for each in words if each in builds.PROGRAMS), "others")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByLanguage:
+    """Have two processes share the languages."""
+    return ByLanguage(config, log)
 
 
 @pytest.fixture(scope="session")

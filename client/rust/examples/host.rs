@@ -19,10 +19,7 @@ async fn main() -> Result<()> {
         std::process::exit(2);
     };
     let (wasm, number) = (std::fs::read(path)?, number.parse::<i32>()?);
-    let client = Client::builder(address)
-        .trusted_keys(key)
-        .timeout(TIMEOUT)
-        .build()?;
+    let client = Client::builder(address).trusted_keys(key).timeout(TIMEOUT).build()?;
     let engine = Engine::default();
     // What the engine makes of the empty module says what code it loads.
     let shown = engine.precompile_module(b"\0asm\x01\0\0\0")?;
@@ -44,9 +41,7 @@ async fn main() -> Result<()> {
 }
 
 async fn compile(client: &Client, wasm: &[u8], shown: &[u8]) -> Result<Artifact, Error> {
-    client
-        .compile(wasm, &Options::new().for_engine(shown)?)
-        .await
+    client.compile(wasm, &Options::new().for_engine(shown)?).await
 }
 
 fn load(engine: &Engine, artifact: &Artifact) -> Result<Module> {
