@@ -155,11 +155,11 @@ class Pins:
     async def unpin(self, module_sha256: str) -> tuple[bool, bool]:
         """Unpin a module; return whether it was pinned, and whether Redis answered, as ``pin``."""
         async with self._one_at_a_time:
-            reached_redis = await self._exchange()
-            if removed := self.is_pinned(module_sha256):
-                self._learn({module_sha256: PinTimes(unpinned_ms=self._now_ms(module_sha256))})
-                reached_redis = await self._exchange()
-            return removed, reached_redis
+            await self._exchange()
+            removed = self.is_pinned(module_sha256)
+            # Another daemon may have pinned it, and not told this one yet: this call is later.
+            self._learn({module_sha256: PinTimes(unpinned_ms=self._now_ms(module_sha256))})
+            return removed, await self._exchange()
 
     async def listed(self) -> list[model.Pin]:
         """Return all pins, by digest, and what the tiers have of each."""

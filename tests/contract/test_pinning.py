@@ -379,6 +379,19 @@ async def test_a_pin_counts_though_its_daemon_has_not_heard_of_an_unpinning_befo
     assert await one.listed() == await two.listed() == [dear.module_sha256]
 
 
+async def test_an_unpin_counts_though_its_daemon_has_not_heard_of_the_pin_before(
+    start: Start, valkey: RedisServer, tmp_path: Path
+) -> None:
+    link, digest = tmp_path / "link.sock", module(0).sha256
+    one, two = await start(url=f"unix://{link}"), await start("two")
+    await one.store(module(0))
+    assert (await one.pins.pin(digest))[1] is False
+    assert await two.pins.unpin(digest) == (False, True)
+    link.symlink_to(valkey.url.removeprefix("unix://"))
+    await until(lambda: not one.is_pinned(digest), one)
+    assert await two.listed() == []
+
+
 async def test_daemons_agree_in_whatever_order_they_hear_of_pins(start: Start) -> None:
     lists = [{A: [2, 0], B: [1, 3]}, {A: [1, 2]}, {A: [3, 1], B: [2, 2]}, {B: [0, 1]}]
     for number, order in enumerate(itertools.permutations(lists)):
