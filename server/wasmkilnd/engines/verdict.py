@@ -203,9 +203,9 @@ def _no_result(report: JobReport, engine_id: str, limits: Limits) -> WasmkilnErr
     if ran_out or (own_end and Type.COMPILED in report.sent):
         return _no_memory(report, report.last_words, engine_id, limits)
     words = cause_line(report.last_words)
-    if own_end and Type.CONFIGURED not in report.sent:
-        # An engine that dies before it took the settings dies of them: engines abort on
-        # combinations that they do not support.
+    if own_end and words and Type.CONFIGURED not in report.sent:
+        # An engine that says something and dies before it took the settings dies of them: engines
+        # abort on combinations that they do not support.
         return errors.settings_refused(engine_id, words)
     how, name = f"ended with exit code {report.exit_code}", ""
     if report.signal is not None:
