@@ -34,15 +34,29 @@ def test_a_job_that_hangs_does_not_keep_a_program_from_ending() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+async def test_another_thread_begins_only_where_none_is_free() -> None:
+    threads, all_run = Threads(3, "three"), threading.Barrier(3)
+    one = {await asyncio.wrap_future(threads.submit(threading.get_ident)) for _ in range(100)}
+    assert len(one) == 1
+    for _ in range(2):
+        beside = [asyncio.wrap_future(threads.submit(all_run.wait, 60)) for _ in range(3)]
+        assert {await each for each in beside} == {0, 1, 2}
+    threads.shutdown()
+
+
 async def test_they_end_after_what_waits() -> None:
-    before, threads = set(threading.enumerate()), Threads(2, "two")
-    assert set(threading.enumerate()) == before
+    threads = Threads(2, "two")
+
+    def alive() -> list[str]:
+        return [each.name for each in threading.enumerate() if each.name.startswith("two-")]
+
+    assert not alive()
     go_on = threading.Event()
     waiting = [threads.submit(go_on.wait), *(threads.submit(bool, n) for n in range(3))]
     threads.shutdown()
     go_on.set()
     assert [await asyncio.wrap_future(each) for each in waiting] == [True, False, True, True]
-    await until(lambda: set(threading.enumerate()) == before)
+    await until(lambda: not alive())
 
 
 async def test_what_waits_can_be_dropped_and_what_runs_ends() -> None:
