@@ -125,9 +125,7 @@ class Stored:
                 raise ValueRejected(Cause.FORMAT, "the value is longer than its store said")
         parts = list[memoryview]()
         for chunk in reversed(self._held):
-            if not size_bytes:
-                break
-            parts.append(chunk[-size_bytes:])
+            parts.append(chunk[max(0, len(chunk) - size_bytes) :])
             size_bytes -= len(parts[-1])
         return b"".join(reversed(parts))
 
@@ -437,8 +435,8 @@ class Remote:
         """Return an object as ``Files.get``."""
         with self._absent():
             found = self._obstore.get(self._reading, name)
-            chunks = iter(found.stream(min_chunk_size=value.FRAME_BYTES))
-            return Stored(found.meta["size"], _version_in(found.meta), chunks)
+            meta, chunks = found.meta, iter(found.stream(min_chunk_size=value.FRAME_BYTES))
+            return Stored(meta["size"], _version_in(meta), chunks)
         return None
 
     def put(self, name: str, chunks: Iterable[bytes], size_bytes: int, over: Version = ()) -> bool:
@@ -725,7 +723,7 @@ class ObjectStore(SharedTier[Bucket]):
         # Else what is there may be the bad one.
         if await self.store(what.key, chunks, what.size_bytes, over) or not cause:
             self._rejected.pop(what.key, None)
-            self._see(what)
+            self._see(what.key)
 
     async def store(
         self, key: Key, chunks: Iterable[bytes], size_bytes: int, over: Version = ()
@@ -814,38 +812,48 @@ class ObjectStore(SharedTier[Bucket]):
         sizes = sum(size_bytes for _, size_bytes in go)
         return Evicted(artifacts, len(go) - artifacts, sizes, pinned=len(page) - len(go))
 
-    async def _find(self, key: Key) -> Stored | None:
-        is_known = isinstance(key, str) or key.engine_id
+    async def _find(self, key: Key) -> list[Version] | None:
+        """Return a list for the version that ``_open`` meets; None to look for nothing."""
         *_, until_s = self._rejected.get(key, (0.0,))
-        if not is_known or self.is_going(key) or time.monotonic() < until_s:
-            return None
-        stored = await self.link.run(partial(self.link.store.get, self.name_of(key)))
-        if stored is None:
-            self._forget(key)
-        return stored
+        is_named = isinstance(key, str) or key.engine_id
+        is_wanted = is_named and not self.is_going(key) and time.monotonic() >= until_s
+        return [()] if is_wanted else None
 
     async def _open(
-        self, key: Key, stored: Stored, allowance: Allowance
+        self, key: Key, met: list[Version], allowance: Allowance
     ) -> Artifact | Module | None:
-        """Read a value, and verify it in the same thread."""
-        name, size_bytes, found = self.name_of(key), stored.size_bytes, None
+        """Read a value, and verify it in the same thread; note the version of what is there."""
+        name, moving, store = self.name_of(key), Allowance(), self.link.store
         limit_bytes = (self.module_bytes if isinstance(key, str) else self.artifact_bytes)()
-        if size_bytes > value.most_stored_bytes(limit_bytes):
-            log.info("stored value is larger than the limit", key=name)
-        else:
-            moving = Allowance(size_bytes / shared_tier.READ_BYTES_PER_S)
+        verify = partial(
+            Stored.verified,
+            key=key,
+            sealer=self._sealer,
+            is_too_large=partial(self._is_too_large, name=name),
+            accept=allowance.accept,
+        )
+
+        def begin() -> Stored | Artifact | Module | None:
+            if (stored := store.get(name)) is None:
+                return None
+            met.append(stored.version)
+            if stored.size_bytes > value.most_stored_bytes(limit_bytes):
+                log.info("stored value is larger than the limit", key=name)
+                return None
+            moving.seconds = stored.size_bytes / shared_tier.READ_BYTES_PER_S
             allowance.seconds += moving.seconds
-            is_too_large = partial(self._is_too_large, name=name)
-            work = partial(stored.verified, key, self._sealer, is_too_large, allowance.accept)
-            large_of = self.prefix if size_bytes > _ONE_REQUEST_BYTES else None
-            found = await self.link.run(work, more=moving, large_of=large_of)
+            return stored if stored.size_bytes > _ONE_REQUEST_BYTES else verify(stored)
+
+        found = await self.link.run(begin, more=moving)
+        if isinstance(found, Stored):
+            found = await self.link.run(partial(verify, found), more=moving, large_of=self.prefix)
         self._forget(key)
         if found is None or self.is_going(key):
             return None
-        self._see(found)
+        self._see(key)
         return found
 
-    async def _discard(self, key: Key, stored: Stored | None, rejected: ValueRejected) -> None:
+    async def _discard(self, key: Key, met: list[Version], rejected: ValueRejected) -> None:
         """Delete a bad value, or let it stay, and do not read it for some minutes.
 
         If another daemon has replaced it meanwhile, a good one goes, which costs a compile.
@@ -854,8 +862,7 @@ class ObjectStore(SharedTier[Bucket]):
         self._forget(key)
         if len(self._rejected) >= _MAX_REJECTED:
             del self._rejected[next(iter(self._rejected))]
-        until_s, version = time.monotonic() + _REJECTED_S, stored.version if stored else ()
-        self._rejected[key] = rejected.cause, version, until_s
+        self._rejected[key] = rejected.cause, met[-1], time.monotonic() + _REJECTED_S
         if self.writes and rejected.cause not in _STAY:
             with contextlib.suppress(TierUnavailable):
                 await self.remove(key)
@@ -876,12 +883,12 @@ class ObjectStore(SharedTier[Bucket]):
         """Return whether this daemon knows that it is there, and nothing will have deleted it."""
         return time.monotonic() < self._seen.get(key, -_SEEN_S) + _SEEN_S
 
-    def _see(self, what: Artifact | Module) -> None:
+    def _see(self, key: Key) -> None:
         """Remember that it is there; forget what was seen first where there is too much."""
-        self._seen.pop(what.key, None)
+        self._seen.pop(key, None)
         if len(self._seen) >= _MAX_REMEMBERED:
             del self._seen[next(iter(self._seen))]
-        self._seen[what.key] = time.monotonic()
+        self._seen[key] = time.monotonic()
 
 
 def prefix_of(prefix: str) -> str:

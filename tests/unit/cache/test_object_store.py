@@ -200,9 +200,13 @@ async def test_a_store_that_hangs_costs_callers_one_time_out(site: Site) -> None
 async def test_a_large_value_has_more_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     await site.store.put(one := sealed(1))
     monkeypatch.setattr(shared_tier, "READ_BYTES_PER_S", 10)
-    allowance = Allowance()
-    assert await site.store.get(one.key, allowance)
+    site.bucket.timeout_s, gate, allowance = 0.2, site.close_gate("read"), Allowance()
+    reading = asyncio.create_task(site.store.get(one.key, allowance))
+    await until(lambda: "read" in site.files.asked)
+    await asyncio.sleep(2 * site.bucket.timeout_s)
     assert allowance.seconds > 10
+    gate.set()
+    assert (await reading).sha256 == one.sha256
 
 
 def test_no_more_is_read_than_the_store_said() -> None:
