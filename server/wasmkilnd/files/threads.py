@@ -32,17 +32,15 @@ class Threads(Executor):
         Where threads take turns, each finds its memory in no cache: that costs 0.1 ms a job.
         """
         self._jobs = SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]()
-        names = (f"{name}-{number}" for number in range(count))
-        self._new = [Thread(target=self._work, name=each, daemon=True) for each in names]
+        self._names = iter([f"{name}-{number}" for number in range(count)])
         self._count, self._free = count, Semaphore(0)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **named: Any) -> Future[T]:
         """Call ``fn`` in a thread."""
         future = Future[T]()
         self._jobs.put((future, partial(fn, *args, **named)))
-        with suppress(IndexError):  # There are no more.
-            if not self._free.acquire(blocking=False):
-                self._new.pop().start()
+        if not self._free.acquire(blocking=False) and (name := next(self._names, "")):
+            Thread(target=self._work, name=name, daemon=True).start()
         return future
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:
@@ -66,8 +64,7 @@ class Threads(Executor):
                 except Exception as failure:
                     end = partial(future.set_exception, failure)
                 except BaseException as panic:  # Of Rust: it would end whoever waits.
-                    panicked = RuntimeError(f"{type(panic).__name__}: {panic}")
-                    end = partial(future.set_exception, panicked)
+                    end = partial(future.set_exception, RuntimeError(repr(panic)))
             self._free.release()  # First: who hears of the end may have the next job.
             end()
             del job, future, work, end
@@ -108,5 +105,4 @@ DISK: Final = Threads(8, "wasmkiln-disk")
 
 async def on_disk(work: Callable[..., T], /, *args: Any, **named: Any) -> T:
     """Return what ``work`` returns, which may wait for a disk. Once cancelled, leave it behind."""
-    job = partial(work, *args, **named)
-    return await asyncio.get_running_loop().run_in_executor(DISK, job)
+    return await asyncio.wrap_future(DISK.submit(work, *args, **named))
