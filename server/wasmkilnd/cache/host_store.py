@@ -32,8 +32,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
 import structlog
@@ -62,11 +63,12 @@ HeaderOf: TypeAlias = Callable[[Artifact], types_pb2.ArtifactHeader]
 EntryId: TypeAlias = Mapping[str, tuple[int, int, int, int]]
 Found: TypeAlias = tuple[Artifact, HostFile]
 # By the path of an entry that was checked: what it is, without frames, and which files.
-Checked: TypeAlias = dict[Path, tuple[Artifact, EntryId]]
+Checked: TypeAlias = dict[str, tuple[Artifact, EntryId]]
 
 # What the store counts for a folder, and the unit to which it rounds up the size of a file.
 _BLOCK_BYTES = 4096
 _MAX_TEXT_BYTES = 8 * 1024 * 1024
+_FILES = ARTIFACT, HEADER, ATTESTATION
 _ASIDE = "aside"  # What is on its way in or out. 0.6.0 deletes what it does not know in tmp/.
 _NO_WRITES_S, _TIDY_EVERY_S = 10.0, 5.0
 _PATIENCE_S = 2.0  # How long a disk may delay the start or a reload.
@@ -244,7 +246,7 @@ class HostDirectory:
         if not self.hanging:
             log.info("host store in use again")
 
-    def remember(self, checked: Checked, path: Path, artifact: Artifact, files: EntryId) -> None:
+    def remember(self, checked: Checked, path: str, artifact: Artifact, files: EntryId) -> None:
         """Check these very files no more, unless ``checked`` counts no more."""
         self._checked_bytes += 0 if path in checked else 2048 + 2 * files[HEADER][2]
         if self._checked_bytes > _REMEMBERED_BYTES:
@@ -535,7 +537,7 @@ class HostStore:
             return work(entry) if entry else None
         except ValueRejected as rejected:
             # If it changed or is gone, another process evicted or replaced it meanwhile.
-            if not entry or (entry.files == _ids_of(entry.path) and entry.path.exists()):
+            if not entry or (entry.files == _ids_of(entry.path) and os.path.lexists(entry.path)):
                 removed, cause = remove_entry(self._options, key), rejected.cause.value
                 self.metrics.value_rejected(self.name, cause)
                 of = {"module": key.module_sha256, "fingerprint": key.fingerprint}
@@ -545,16 +547,16 @@ class HostStore:
             return None
 
     def _get(self, more: Allowance, fits: Callable[[int], bool], entry: Entry) -> Artifact | None:
-        size_bytes, frames = entry.size_bytes, list[bytes]()
+        size_bytes = entry.files[ARTIFACT][2] if entry.files else 0
         if size_bytes > self.artifact_bytes():
             return None  # Not removed: daemons with a higher limit use it.
         if size_bytes <= wire.CHUNK_BYTES or fits(size_bytes):
-            artifact, _ = self._use(more, frames, entry)
+            artifact, _ = self._use(more, frames := list[bytes](), entry)
             return replace(artifact, frames=tuple(frames))
         artifact, _ = self._use(more, None, entry)
         which = entry.files[ARTIFACT]
         if (file := self._sent.get(which)) is None:
-            with _opened(entry.path / ARTIFACT) as opened:
+            with _opened(f"{entry.path}/{ARTIFACT}") as opened:
                 if _id_of(os.fstat(opened.fileno())) != which:
                     raise ValueRejected(Cause.INCOMPLETE, f"{ARTIFACT} was replaced")
                 self._sent[which] = file = _File(os.dup(opened.fileno()))
@@ -577,7 +579,7 @@ class HostStore:
             entry.check(artifact, frames)
             self.directory.remember(checked, entry.path, artifact, entry.files)
         _note_use(entry.path)
-        return artifact, HostFile(os.fspath(entry.path / ARTIFACT), *entry.files[ARTIFACT][:2])
+        return artifact, HostFile(f"{entry.path}/{ARTIFACT}", *entry.files[ARTIFACT][:2])
 
     def _write(self, artifact: Artifact) -> None:
         """Write an entry, if it fits. Raises ValueRejected.
@@ -605,7 +607,7 @@ class HostStore:
                 _write_file(aside / ARTIFACT, chunks, options)
                 for name, text in texts.items():
                     _write_file(aside / name, [text], options)
-                files = _ids_of(aside)
+                files = _ids_of(os.fspath(aside))
                 _admit(aside, options)
                 placed = None
                 while not placed:
@@ -620,9 +622,9 @@ class HostStore:
                         placed = aside.rename(path)
             finally:
                 _delete(aside)
-        _note_use(path)
+        _note_use(entry := os.fspath(path))
         self.shelf.entries[key] = needed
-        self.directory.remember(checked, path, plain, files)
+        self.directory.remember(checked, entry, plain, files)
 
     def _described(self, key: CacheKey) -> Artifact | None:
         return self._find(key, lambda entry: entry.verified(self.verifier))
@@ -697,13 +699,8 @@ class Entry:
     Nobody but this user can change its folder and those above it: see ``open_entry``.
     """
 
-    def __init__(self, path: Path, key: CacheKey) -> None:
+    def __init__(self, path: str, key: CacheKey) -> None:
         self.path, self.key, self.files = path, key, _ids_of(path)
-
-    @property
-    def size_bytes(self) -> int:
-        """The size of the artifact's file; 0 where it is gone."""
-        return self.files[ARTIFACT][2] if ARTIFACT in self.files else 0
 
     def described(self) -> Artifact:
         """Return what the header says, which nobody has vouched for yet, without frames."""
@@ -718,8 +715,8 @@ class Entry:
 
     def verified(self, verifier: Sealer) -> Artifact:
         """Return what the header says, if its attestation vouches for it."""
-        if not {ARTIFACT, HEADER} <= self.files.keys():
-            raise ValueRejected(Cause.INCOMPLETE, f"{ARTIFACT} or {HEADER} is gone")
+        if not self.files:
+            raise ValueRejected(Cause.INCOMPLETE, f"one of {', '.join(_FILES)} is gone")
         artifact = self.described()
         if artifact.attestation and self._content(ATTESTATION) != artifact.attestation:
             raise ValueRejected(Cause.DIGEST, f"{ATTESTATION} is another than {HEADER} says")
@@ -729,11 +726,12 @@ class Entry:
 
     def check(self, artifact: Artifact, frames: list[bytes] | None = None) -> None:
         """Compare the bytes with what ``verified`` returned, and add them to ``frames``."""
-        digest = hashlib.sha256()
-        with _opened(self.path / ARTIFACT) as file:
-            # One more than there are.
-            for _ in range(0, artifact.size_bytes + 1, wire.CHUNK_BYTES):
-                chunk = file.read(wire.CHUNK_BYTES)
+        # One more byte than there are.
+        digest, most_bytes = hashlib.sha256(), artifact.size_bytes + 1
+        room = memoryview(bytearray(min(most_bytes, wire.CHUNK_BYTES)))
+        with _opened(f"{self.path}/{ARTIFACT}") as file:
+            for _ in range(0, most_bytes, wire.CHUNK_BYTES):
+                chunk = room[: file.readinto(room)]
                 digest.update(chunk)
                 if frames is not None and chunk:
                     frames.append(wire.frame(chunk))
@@ -741,7 +739,7 @@ class Entry:
             raise ValueRejected(Cause.DIGEST, f"{ARTIFACT} is damaged")
 
     def _content(self, name: str) -> bytes:
-        with _opened(self.path / name) as file:
+        with _opened(f"{self.path}/{name}") as file:
             return file.read(_MAX_TEXT_BYTES)
 
 
@@ -783,9 +781,11 @@ def open_entry(options: HostOptions, key: CacheKey) -> Entry | None:
     """
     check_root(options.directory)
     if _is_digest(key):
+        path = os.fspath(options.directory)
         with contextlib.suppress(FileNotFoundError):
-            for path in _steps(options, key):
-                _check(path.lstat(), path.name, stat.S_ISDIR)
+            for name in (key.fingerprint, key.module_sha256[:2], key.module_sha256):
+                path = f"{path}/{name}"
+                _check(os.lstat(path), name, stat.S_ISDIR)
             return Entry(path, key)
     return None
 
@@ -813,8 +813,8 @@ def measure(path: Path) -> tuple[int, float]:
 
     Nothing is counted where there is no artifact.
     """
-    found = _files_in(path)
-    with contextlib.suppress(OSError, KeyError):
+    with contextlib.suppress(OSError, KeyError), os.scandir(path) as files:
+        found = {file.name: file.stat(follow_symlinks=False) for file in files}
         used_s = max(path.stat(follow_symlinks=False).st_mtime, found[ARTIFACT].st_atime)
         used_s = min(used_s, time.time())  # Else one from the future would be the newest for ever.
         return _BLOCK_BYTES + sum(_on_disk(each.st_size) for each in found.values()), used_s
@@ -887,15 +887,15 @@ def _extern(of: types_pb2.ImportType | types_pb2.ExportType, module: str = "") -
     return model.ExternType(module, of.name, _EXTERNS.get(of.kind, ""), of.type)
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: str) -> FileIO:
     """Open a file. Raises OSError, and ValueRejected unless it counts: see ``_check``."""
     try:
-        _check(path.lstat(), path.name, stat.S_ISREG)
-        return path.open("rb")
+        _check(os.lstat(path), path, stat.S_ISREG)
+        return FileIO(path)
     except FileNotFoundError:
-        raise ValueRejected(Cause.INCOMPLETE, f"{path.name} is gone") from None
+        raise ValueRejected(Cause.INCOMPLETE, f"{path} is gone") from None
     except PermissionError:
-        raise ValueRejected(Cause.FOREIGN, f"the daemon may not read {path.name}") from None
+        raise ValueRejected(Cause.FOREIGN, f"the daemon may not read {path}") from None
 
 
 @contextlib.contextmanager
@@ -924,23 +924,21 @@ def _fresh(options: HostOptions) -> Path:
     return aside / os.urandom(8).hex()
 
 
-def _files_in(path: Path) -> Mapping[str, os.stat_result]:
-    with contextlib.suppress(OSError), os.scandir(path) as files:
-        return {file.name: file.stat(follow_symlinks=False) for file in files}
+def _ids_of(path: str) -> EntryId:
+    """Return the identities of the files of an entry as of now: what changes has another one.
+
+    Where one is missing there is none.
+    """
+    with contextlib.suppress(OSError):
+        return {name: _id_of(os.lstat(f"{path}/{name}")) for name in _FILES}
     return {}
-
-
-def _ids_of(path: Path) -> EntryId:
-    """Return the identities of the files of an entry as of now: what changes has another one."""
-    files = _files_in(path).items()
-    return {name: _id_of(of) for name, of in files}
 
 
 def _id_of(of: os.stat_result) -> tuple[int, int, int, int]:
     return of.st_dev, of.st_ino, of.st_size, of.st_ctime_ns
 
 
-def _note_use(path: Path) -> None:
+def _note_use(path: str) -> None:
     """Tell all daemons that an entry is used now."""
     with contextlib.suppress(OSError):
         os.utime(path, ns=(time.time_ns(),) * 2)  # The clock of the file system is coarse.

@@ -14,8 +14,8 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -176,18 +176,17 @@ async def test_a_file_that_the_daemon_may_not_read_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     one, notes = artifact(1), Notes()
-    open_: Any = Path.open
 
-    def refuse(path: Path, mode: str, *args: int) -> Any:
-        if path.name == name and mode == "rb":  # As root reads a file of mode 0.
+    def refuse(path: str) -> FileIO:
+        if Path(path).name == name:  # As root reads a file of mode 0.
             raise PermissionError(13, "Permission denied")
-        return open_(path, mode, *args)
+        return FileIO(path)
 
     async with started(host_store(tmp_path, SEALER)) as tier:
         await tier.put(one)
     async with started(host_store(tmp_path, SEALER, notes)) as tier:
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "open", refuse)
+            patch.setattr(module, "FileIO", refuse)
             assert await tier.get(one.key) is None
         assert notes.rejected == ["foreign"]
         assert not folder_of(tmp_path, one).exists()
