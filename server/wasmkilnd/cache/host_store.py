@@ -30,6 +30,7 @@ import stat
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 from io import FileIO
@@ -156,7 +157,7 @@ class HostDirectory:
         self.troubles: dict[str, str] = {}
         self.no_writes_until_s = 0.0
         # Look-ups that hang: while there are any, nothing else begins.
-        self.hanging: set[asyncio.Future[Any]] = set()
+        self.hanging = set[Future[Any]]()
         self.shelves: dict[str, _Shelf] = {}
         # What this process has checked. Another dict once that counts no more.
         self.checked: Checked = {}
@@ -241,7 +242,7 @@ class HostDirectory:
         self.troubles.pop(doing, None)
         return done
 
-    def _answered(self, job: asyncio.Future[Any]) -> None:
+    def _answered(self, job: Future[Any]) -> None:
         self.hanging.discard(job)
         if not self.hanging:
             log.info("host store in use again")

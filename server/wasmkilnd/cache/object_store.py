@@ -649,14 +649,12 @@ class Bucket(Breaker):
             began_s.append(time.monotonic())
             return work()
 
-        thread = threads.submit(begin)
-        job = self._jobs.add(thread)
+        job = self._jobs.add(threads.submit(begin))
         try:
             while not await finished(job, lambda: began_s[-1] + self.timeout_s + more.seconds):
-                if thread.cancel():
+                if job.cancel():
                     raise TierUnavailable("all threads of this daemon wait for the object store")
                 if len(began_s) > 1:
-                    job.cancel()
                     raise _Late(f"the object store does not answer within {self.timeout_s:g} s")
                 await asyncio.sleep(0)  # It begins at this moment.
             try:

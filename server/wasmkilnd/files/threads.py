@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -74,29 +74,32 @@ class Jobs:
     """Jobs of threads that callers wait for, or leave behind. For one event loop."""
 
     def __init__(self) -> None:
-        self._under_way = set[asyncio.Future[Any]]()
+        self._under_way = set[Future[Any]]()
 
-    def add(self, thread: Future[T]) -> asyncio.Future[T]:
+    def add(self, job: Future[T]) -> Future[T]:
         """Return what a caller waits for with ``finished``."""
-        job = asyncio.wrap_future(thread)
         self._under_way.add(job)
         job.add_done_callback(self._under_way.discard)
-        # Nobody else reads why it failed, if its caller is gone.
-        job.add_done_callback(lambda done: done.cancelled() or done.exception())
         return job
 
     async def end(self) -> None:
         """Give jobs under way a moment to end."""
-        if self._under_way:
-            await asyncio.wait(self._under_way, timeout=_PATIENCE_S)
+        await asyncio.to_thread(wait, [*self._under_way], _PATIENCE_S)
 
 
-async def finished(job: asyncio.Future[Any], until_s: Callable[[], float]) -> bool:
-    """Wait for a job until ``until_s()``, which may change; return whether it is done."""
+async def finished(job: Future[Any], until_s: Callable[[], float]) -> bool:
+    """Wait for a job until ``until_s()``, which may change; return whether it is done.
+
+    Its thread wakes the caller: to wrap the future takes longer than to wait for it.
+    """
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+    job.add_done_callback(lambda _: loop.is_closed() or loop.call_soon_threadsafe(ended.set))
     while not job.done():
         if (left_s := until_s() - time.monotonic()) <= 0:
             return False
-        await asyncio.wait((job,), timeout=left_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(left_s):
+                await ended.wait()
     return True
 
 
