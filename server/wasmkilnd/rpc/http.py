@@ -108,9 +108,9 @@ class _Exchange:
             await self.answer.write(message)
 
     async def begin(self, status: int, size_bytes: int) -> bool:
-        """Send status and headers; return whether a body follows."""
-        self.answer = web.StreamResponse(status=status, headers=self.headers)
-        self.answer.content_length = size_bytes
+        """Send status and headers, with the first piece; return whether a body follows."""
+        headers = self.headers | {"Content-Length": str(size_bytes)}
+        self.answer = web.Response(status=status, headers=headers)
         await self.answer.prepare(self.request)
         return self.request.method == "GET" and size_bytes > 0
 
