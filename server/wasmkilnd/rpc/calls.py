@@ -31,6 +31,7 @@ from wasmkilnd.errors import Reason, WasmkilnError, forget_frames
 from wasmkilnd.quota import Quota, unlimited
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.traffic import Call, Context, Gate, Traffic
+from wasmkilnd.telemetry import logs
 from wasmkilnd.telemetry.audit import Audit, Event
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.telemetry.tracing import Tracing
@@ -231,12 +232,16 @@ class Rpc:
             "code": code,
             "duration_ms": round(seconds * 1e3, 3),
         }
-        told: dict[str, Any] = {name: getattr(call, name) for name in _LOGGED}
-        told |= {"reason": reason, "trace_id": call.trace and call.trace.trace_id}
-        words |= {name: value for name, value in told.items() if value}
+        for name in _LOGGED:
+            if value := getattr(call, name):
+                words[name] = value
+        if reason:
+            words["reason"] = reason
+        if call.trace:
+            words["trace_id"] = call.trace.trace_id
         # Probes come every few seconds: those that went well would hide the rest.
         quiet = code in ("OK", "CANCELLED") and self._path.startswith("/grpc.")
-        (log.debug if quiet else log.info)("call", **words)
+        logs.note_call("debug" if quiet else "info", words)
         if call.trace:
             about = {name: getattr(call, name) for name in _TRACED}
             if code != "OK":

@@ -371,10 +371,9 @@ def test_a_burst_of_calls_writes_no_more_than_calls_that_are_spread_out(
     monkeypatch.setattr("wasmkilnd.telemetry.logs.time.monotonic", lambda: now[0])
     # The clock of this test goes on by itself: no timer may end an interval.
     monkeypatch.setattr("wasmkilnd.telemetry.logs.threading.Timer.start", lambda _: None)
-    log = structlog.get_logger()
     for number in range(3 * calls_per_s):
         now[0] = 1.0 + number / calls_per_s
-        log.info("call", code="OK", at_s=now[0])
+        logs.note_call("info", {"code": "OK", "at_s": now[0]})
     logs.flush()
     for began_s in range(1, 4):
         within = [line for line in lines(stream) if began_s <= line["at_s"] < began_s + 1]
