@@ -598,7 +598,7 @@ def stats_response(
         tiers=[_tier(metrics, tier, usage) for tier, usage in now.tiers.items()],
         compiles=[
             {"engine": engine, "outcome": outcome, "count": took.count, "duration": _latency(took)}
-            for engine, outcome in sorted(metrics.took["compile_duration_seconds"])
+            for engine, outcome in sorted(metrics.counts["compile_duration_seconds"])
             for took in [metrics.summary("compile_duration_seconds", engine, outcome)]
         ],
         workers=[
