@@ -1,6 +1,6 @@
 """The path of Compile and Load for one namespace, in the order in which it happens.
 
-A Compile call looks into memory at once: a hit waits for nothing. Otherwise it admits a module
+A Compile call looks into memory first: a hit waits for nothing. Otherwise it admits a module
 that it brings, looks into all tiers, and joins the flight that makes the artifact. The flight looks
 again, claims the artifact in the fleet, waits for a worker, compiles and stores. No gRPC here.
 
@@ -136,6 +136,9 @@ class Request:
     - ``hits_only``: whether the caller may have what a tier holds, and nothing compiled for it.
     - ``compatibility``: what the caller's engine shows, in place of ``engine``, ``target``, ``cpu``
       and ``settings``: see ``engines.fits``.
+    - ``known``: what the last look into memory knows of every call with the same request: the
+      engines that were served and what was known of the caller's, and with those the artifact's
+      key, and that of what its code says of itself.
     """
 
     sha256: str = ""
@@ -151,10 +154,10 @@ class Request:
     hits_only: bool = False
     compatibility: bytes = b""
     terms: Terms = field(default_factory=Terms)
+    known: tuple[object, object, CacheKey, str] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(NamedTuple):
     """The result of a Compile call.
 
     - ``host_file``: where the caller can map the artifact; only if it accepts that.
@@ -235,13 +238,35 @@ class Compiler:
     # A call holds its module until it is served; all calls with one module hold one copy.
     _copies: WeakValueDictionary[str, Module] = field(default_factory=WeakValueDictionary)
 
+    def hit(self, request: Request) -> Served | None:
+        """Return what memory has for a digest, as the caller takes it, without waiting.
+
+        The request may be that of many calls. Raises the errors of Compile.
+        """
+        if not request.sha256 or request.skip_cache_lookup or request.accept_host_file:
+            return None
+        engines, shown, known = self.engines, request.compatibility, request.known
+        fit = engines.fits.get(shown) if shown else None
+        if not known or known[0] is not engines.served or known[1] is not fit:
+            if shown and not (fit and engines.code_for(fit)):
+                return None
+            spec = self._spec(request, None)
+            made = engines.made_for(shown, spec) if shown else ""
+            known = request.known = engines.served, fit, spec.key_for(request.sha256), made
+        if not (artifact := self.cache.hit(known[2], request.accept_encodings)):
+            return None
+        self.metrics.count("served", "memory")
+        return Served(artifact, Origin.MEMORY, compatibility=known[3])
+
     async def compile(self, request: Request) -> Served:
-        """Return the artifact from the nearest place that has it. Raises the errors of Compile."""
-        self._fit(request)
-        served = self._hit(request) or await self._serve(request)
+        """Return the artifact from the nearest place that has it; where ``hit`` found none.
+
+        Raises the errors of Compile.
+        """
+        served = await self._serve(request)
         if shown := request.compatibility:
             made = self.engines.made_for(shown, served.artifact.spec)
-            served = replace(served, compatibility=made)
+            served = served._replace(compatibility=made)
         if served.origin is Origin.JOINED_FLIGHT:
             self.metrics.count("flights_joined")
         self.metrics.count("served", served.origin.value)
@@ -359,14 +384,6 @@ class Compiler:
         self._ends = True
         await self.background.settle(0)
 
-    def _hit(self, request: Request) -> Served | None:
-        """Return what memory has for a digest, as the caller takes it."""
-        if not request.sha256 or request.skip_cache_lookup or request.accept_host_file:
-            return None
-        key = self._spec(request, None).key_for(request.sha256)
-        artifact = self.cache.hit(key, request.accept_encodings)
-        return Served(artifact, Origin.MEMORY) if artifact else None
-
     async def _serve(self, request: Request) -> Served:
         """Serve what takes more than a look into memory."""
         budget = self.cache.wait_budget()
@@ -380,7 +397,7 @@ class Compiler:
             # The host store may have it by now, or be filled. It may have other bytes, too.
             mapped = await self.cache.host_file(served.artifact.key, budget)
             if mapped and mapped[0].sha256 == served.artifact.sha256:
-                return replace(served, host_file=mapped[1])
+                return served._replace(host_file=mapped[1])
         return served
 
     async def _find(self, request: Request, budget: WaitBudget) -> Served | Work:
@@ -614,19 +631,11 @@ class Compiler:
         return (of_rule, "policy") if of_rule else (self.module_bytes(), _SETTING)
 
     def _spec(self, request: Request, kind: Kind | None) -> CompileSpec:
-        engine_id = self.engines.choose(request.engine, kind)
-        return self.engines.spec(engine_id, request.target, request.cpu, request.settings)
-
-    def _fit(self, request: Request) -> None:
-        """Put code that the caller's engine loads in place of what that engine shows."""
-        if not request.compatibility:
-            return
-        given = request.engine, request.target, request.cpu, request.settings
-        caller = request.terms.waiter.caller
-        spec = self.engines.fitting(request.compatibility, caller, *given)
-        request.engine, request.target, request.cpu = spec.engine.id, spec.target, spec.cpu
-        request.settings = spec.changed_settings
-        request.accept_fast = False  # Its code loads where the settings choose it.
+        wishes = request.target, request.cpu, request.settings
+        if shown := request.compatibility:
+            caller = request.terms.waiter.caller
+            return self.engines.fitting(shown, caller, request.engine, *wishes)
+        return self.engines.spec(self.engines.choose(request.engine, kind), *wishes)
 
     async def _confirm(self, request: Request) -> None:
         """Compare code for the caller's engine with what that engine shows, once."""
@@ -638,8 +647,12 @@ class Compiler:
             await self.flights.join(("fits", shown), terms.waiter, confirm, terms.quota).wait()
 
     def _fast(self, spec: CompileSpec, request: Request) -> CompileSpec | None:
-        """Return the spec of the fast compiler, if the caller accepts it and there is one."""
-        return self.engines.fast(spec, request.settings) if request.accept_fast else None
+        """Return the spec of the fast compiler, if the caller accepts it and there is one.
+
+        Not for what an engine shows: fast code loads where its settings choose that.
+        """
+        accepts = request.accept_fast and not request.compatibility
+        return self.engines.fast(spec, request.settings) if accepts else None
 
     def _pauses(self, what: Hashable) -> bool:
         return time.monotonic() < self._paused.get(what, 0.0)
@@ -653,7 +666,6 @@ class Compiler:
     def _key_of(self, wanted: CacheKey | Request) -> CacheKey:
         if isinstance(wanted, CacheKey):
             return wanted
-        self._fit(wanted)
         return self._spec(wanted, None).key_for(wanted.sha256)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from wasmkilnd.files.spooled import Spooled
 
@@ -31,14 +32,12 @@ class Packed:
     frames: tuple[bytes, ...] = field(repr=False)
 
 
+@lru_cache(maxsize=4096)  # Of the same artifacts again and again.
 def varint(number: int) -> bytes:
     """Encode a non-negative number as a protobuf varint."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+    if number < 0x80:
+        return bytes([number])
+    return bytes([number & 0x7F | 0x80]) + varint(number >> 7)
 
 
 def read_varint(raw: bytes, at: int) -> tuple[int, int]:

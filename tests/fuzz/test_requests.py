@@ -76,7 +76,7 @@ def check(raw: bytes, method: str) -> None:
         check_keys(raw)
     if method == COMPILE:
         try:
-            check_within_bounds(reader(method, CompileCall)(raw).request(Terms()))
+            check_within_bounds(reader(method, CompileCall)(raw).asked)
         except WasmkilnError as refusal:
             check_refusal(refusal)
 

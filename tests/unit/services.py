@@ -46,6 +46,7 @@ class Engines:
     """Two engines: the default takes core modules, the other both."""
 
     def __init__(self) -> None:
+        self.served: tuple[str, ...] = ()
         self.compiles = 0
         self.started = asyncio.Event()
         self.release = asyncio.Event()

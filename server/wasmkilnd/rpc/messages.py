@@ -21,9 +21,8 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf import duration_pb2
@@ -213,7 +212,7 @@ def bound(
 class CompileCall:
     """A CompileRequest as it came: translated once, however many calls send the same bytes."""
 
-    __slots__ = ("inline_limit_bytes", "omit_artifact", "request", "resume")
+    __slots__ = ("asked", "how")
 
     def __init__(self, raw: bytes) -> None:
         """Raise INVALID_REQUEST, or DecodeError for bytes that are no CompileRequest."""
@@ -225,15 +224,14 @@ class CompileCall:
         if sent.HasField("sha256"):
             check_sha256(sent.sha256, "sha256")
         # Of which artifact the caller has how many bytes, if any: what follows is not encoded.
-        self.resume = sha256, offset_bytes = sent.artifact_sha256, sent.offset_bytes
-        if any(self.resume) and not (check_sha256(sha256, "artifact_sha256") and offset_bytes):
+        resume = sha256, offset_bytes = sent.artifact_sha256, sent.offset_bytes
+        if any(resume) and not (check_sha256(sha256, "artifact_sha256") and offset_bytes):
             raise invalid_request("cannot resume: offset_bytes is not set", "offset_bytes")
         encodings = frozenset(() if offset_bytes else sent.accept_encodings)
-        self.omit_artifact = sent.omit_artifact
-        self.inline_limit_bytes = sent.inline_limit_bytes
-        # Return the request with a call's terms.
-        self.request: Callable[[Terms], Request] = partial(
-            Request,
+        # How the artifact is sent: see ``Headers.answer``.
+        self.how = sent.omit_artifact, sent.inline_limit_bytes, resume
+        # No call changes it, but for what is ``known``.
+        self.asked = Request(
             *(sent.sha256, sent.module, sent.engine, sent.target, sent.cpu, _settings(sent)),
             *(sent.skip_cache_lookup, sent.accept_host_file, encodings),
             *(sent.accept_fast, False, _compatibility(sent)),
@@ -321,8 +319,7 @@ async def repeated(values: Iterable[Message]) -> bytes:
     return b"".join(await in_slices(pieces))
 
 
-@dataclass(frozen=True, slots=True)
-class SerializedAnswer:
+class SerializedAnswer(NamedTuple):
     """An answer that is serialized already: its first message, and what follows."""
 
     # The CompileResponse with the header.
@@ -344,7 +341,6 @@ class Headers:
     def answer(
         self,
         served: Served,
-        *,
         omit_artifact: bool = False,
         inline_limit_bytes: int = 0,
         resume: tuple[str, int] = ("", 0),

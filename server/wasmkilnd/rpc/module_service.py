@@ -9,6 +9,7 @@ caller has to know. Counting, logging, limits and errors are those of ``rpc.call
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 from wasmkiln.v1 import module_service_pb2 as pb
@@ -78,31 +79,27 @@ class ModuleServicer:
 
     async def compile(self, request: messages.CompileCall, call: Call) -> messages.SerializedAnswer:
         """Return the header and the artifact, both serialized."""
-        omit_artifact, inline_limit_bytes = request.omit_artifact, request.inline_limit_bytes
-        resume = request.resume
-        wanted = request.request(_terms(call))
-        del request  # The call may wait long, and one copy of the module is enough.
-        call.engine, call.about["uploaded"] = wanted.engine, bool(wanted.wasm)
-        wanted.hits_only = Role.COMPILE not in call.identity.roles
+        asked, how, waiter = request.asked, request.how, call.waiter
+        call.engine, call.about["uploaded"] = asked.engine, bool(asked.wasm)
         tenant = self._tenant_of(call.identity.namespace)
-        try:
-            served = await tenant.compiler.compile(wanted)
-        finally:
-            call.module = wanted.sha256
+        call.module = asked.sha256
+        if not (served := tenant.compiler.hit(asked)):
+            hits_only = Role.COMPILE not in call.identity.roles
+            wanted = replace(asked, hits_only=hits_only, terms=_terms(call))
+            del request, asked  # The call may wait long, and one copy of the module is enough.
+            try:
+                served = await tenant.compiler.compile(wanted)
+            finally:
+                call.module = wanted.sha256
         artifact = served.artifact
-        if not wanted.terms.waiter.background:
+        if not waiter.background:
             tenant.tally[artifact.module_sha256, artifact.spec] += 1
         call.engine = artifact.spec.engine.id
         call.origin, call.bytes = served.origin.value, artifact.size_bytes
         if served.queue_time_s:
             call.queue_ms = round(served.queue_time_s * 1e3, 3)
         call.compile_ms = round(artifact.compile_time_s * 1e3, 3)
-        return self._headers.answer(
-            served,
-            omit_artifact=omit_artifact,
-            inline_limit_bytes=inline_limit_bytes,
-            resume=resume,
-        )
+        return self._headers.answer(served, *how)
 
     async def stats(self, request: pb.StatsRequest, call: Call) -> pb.StatsResponse:
         """Return counters and latencies."""
