@@ -110,11 +110,15 @@ def unary(
             rpc.audit(call, "OK")
         if not isinstance(found, messages.SerializedAnswer):
             message = found if isinstance(found, bytes) else found.SerializeToString()
-            return await traffic.send(call, message)
-        last = await traffic.send(call, found.first, found.artifact, found.offset_bytes)
-        if found.artifact_bytes:
-            entry.metrics.count("sent_bytes", by=found.artifact_bytes)
-        return last
+            return traffic.hold(call, message)
+        first, artifact, artifact_bytes, offset_bytes = found
+        if artifact:
+            first = await traffic.send(call, first, artifact, offset_bytes)
+        else:
+            traffic.hold(call, first)
+        if artifact_bytes:
+            entry.metrics.count("sent_bytes", by=artifact_bytes)
+        return first
 
     async def in_turn(request: Any, call: Call) -> Answer:
         async with traffic.turns((call.caller, probe)):

@@ -38,9 +38,9 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import unquote
 from weakref import WeakValueDictionary
 
@@ -58,6 +58,7 @@ from wasmkilnd.telemetry.metrics import TrafficUsage
 from wasmkilnd.telemetry.tracing import CallTrace
 from wasmkilnd.waits.flights import FairShare, Waiter
 
+T = TypeVar("T", bytes, bytes | memoryview)
 Context: TypeAlias = Any  # a grpc.aio.ServicerContext; grpcio ships no types
 
 # A module above its limit should get the daemon's own error, which explains it. A message above
@@ -93,24 +94,15 @@ class _Piece:
     size_bytes: int = wire.CHUNK_BYTES
 
 
-@dataclass(slots=True, eq=False)
 class Call:
     """A call under way: who makes it, what its log line tells, and what it holds of the limits."""
 
-    context: Context
-    # Where the call came in.
-    entrance: model.Entrance = model.PLAINTEXT
     # Who makes the call, once the guard has admitted it.
     identity: model.Identity = model.ANYBODY
     # Where the work of the call counts.
     quota: Quota = UNLIMITED
-    # gRPC's name of the other end of the connection.
-    peer: str = field(init=False)
-    # The name under which the call takes turns with other callers, and counts in each limit.
-    caller: str = field(init=False)
     # gRPC's task for the call.
     task: asyncio.Task[Any] | None = None
-    started_s: float = field(default_factory=time.perf_counter)
     # Whether a gate let the call in.
     entered: bool = False
     trace: CallTrace | None = None
@@ -122,8 +114,6 @@ class Call:
     queue_ms: float | None = None
     compile_ms: float | None = None
     bytes: int | None = None
-    # What else its line of the audit tells.
-    about: dict[str, str | int | bool] = field(default_factory=dict)
     # Whether it has its line of the audit.
     audited: bool = False
     # The name of the gRPC code that ended it, where no error of the table did.
@@ -148,16 +138,20 @@ class Call:
     answer_due_s: float = math.inf
     # The artifact, or the module, that is being sent.
     sent: model.Item | _Piece | None = None
-    # What the caller sent beside the request, each a name and a value.
-    metadata: tuple[Any, ...] = field(init=False)
-    _first: dict[str, str] = field(init=False)
     _request_id: str = ""
 
-    def __post_init__(self) -> None:
-        self.peer = self.context.peer()
+    def __init__(self, context: Context, entrance: model.Entrance = model.PLAINTEXT) -> None:
+        """Begin a call that came in at ``entrance``."""
+        self.context, self.entrance, self.started_s = context, entrance, time.perf_counter()
+        # gRPC's name of the other end of the connection.
+        self.peer: str = context.peer()
+        # The name under which the call takes turns with other callers, and counts in each limit.
         self.caller = caller_of(self.peer)
-        self.metadata = sent = tuple(self.context.invocation_metadata() or ())
-        self._first = {name: text for name, text in reversed(sent) if isinstance(text, str)}
+        # What the caller sent beside the request, each a name and a value; and the first of each.
+        self.metadata: tuple[Any, ...] = context.invocation_metadata() or ()
+        self._first: dict[str, str] = dict(reversed(self.metadata))
+        # What else its line of the audit tells.
+        self.about: dict[str, str | int | bool] = {}
 
     def admitted(self, identity: model.Identity) -> None:
         """Note who makes the call: an identity with a name counts as one caller.
@@ -193,8 +187,8 @@ class Call:
     def request_id(self) -> str:
         """The id that the caller sent with the call if it is well-formed, else a new one."""
         if not self._request_id:
-            sent = self._first.get("x-request-id", "")
-            self._request_id = sent if _REQUEST_ID.fullmatch(sent) else os.urandom(8).hex()
+            sent = self._first.get("x-request-id")
+            self._request_id = sent if sent and _REQUEST_ID.fullmatch(sent) else os.urandom(8).hex()
         return self._request_id
 
     @property
@@ -351,7 +345,7 @@ class Traffic:
 
     async def write(self, call: Call, message: bytes | memoryview) -> None:
         """Send one message; return when gRPC may send it, which is when the caller reads."""
-        self._hold_unread(call, message)
+        self.hold(call, message)
         await call.context.write(message)
         # Not in a finally: gRPC holds a message that was not read until the call has ended.
         self._waiting.pop(call, None)
@@ -359,11 +353,7 @@ class Traffic:
         call.unread_bytes = 0
 
     async def send(
-        self,
-        call: Call,
-        first: bytes,
-        artifact: model.Artifact | None = None,
-        offset_bytes: int = 0,
+        self, call: Call, first: bytes, artifact: model.Artifact, offset_bytes: int
     ) -> bytes:
         """Send ``first`` and the artifact's frames but for the last message; return that one.
 
@@ -372,26 +362,24 @@ class Traffic:
         The handler returns it to gRPC, which sends it together with the status. This saves the
         caller one turn of the event loop. The message counts until the call has ended.
         """
-        if artifact:
-            frames, offset_bytes = frames_from(artifact, offset_bytes)
-            self.begin_answer(call, artifact)
-            for following in frames:
-                await self.write(call, first)
-                if isinstance(following, bytes):
-                    first = following
-                else:  # Other calls may wait for it too.
-                    first = await asyncio.shield(following)
-                if offset_bytes:
-                    [chunk] = wire.payload_views((first,))
-                    first, offset_bytes = wire.frame(chunk[offset_bytes:]), 0
-                if piece_bytes := self.piece_bytes(call, len(first)):
-                    pieces = wire.cut(first, piece_bytes)
-                    first = next(pieces)
-                    for piece in pieces:
-                        await self.write(call, first)
-                        first = piece
-        self._hold_unread(call, first)
-        return first
+        frames, offset_bytes = frames_from(artifact, offset_bytes)
+        self.begin_answer(call, artifact)
+        for following in frames:
+            await self.write(call, first)
+            if isinstance(following, bytes):
+                first = following
+            else:  # Other calls may wait for it too.
+                first = await asyncio.shield(following)
+            if offset_bytes:
+                [chunk] = wire.payload_views((first,))
+                first, offset_bytes = wire.frame(chunk[offset_bytes:]), 0
+            if piece_bytes := self.piece_bytes(call, len(first)):
+                pieces = wire.cut(first, piece_bytes)
+                first = next(pieces)
+                for piece in pieces:
+                    await self.write(call, first)
+                    first = piece
+        return self.hold(call, first)
 
     def begin_answer(self, call: Call, item: model.Item | None = None) -> None:
         """Give the caller its time for a whole answer; count ``item``. Raises COMPILE_QUEUE_FULL.
@@ -452,8 +440,10 @@ class Traffic:
     def _piece_bytes(self) -> int:
         return max(_LEAST_PIECE_BYTES, self._unread_half() // self._limits.current.max_calls)
 
-    def _hold_unread(self, call: Call, message: bytes | memoryview) -> None:
-        """Count a message. Raises COMPILE_QUEUE_FULL for one that cannot be cut and is too large.
+    def hold(self, call: Call, message: T) -> T:
+        """Count a message until the caller reads it, and return it.
+
+        Raises COMPILE_QUEUE_FULL for one that cannot be cut and is too large.
 
         All else is so small that there is room for it in every call.
         """
@@ -467,6 +457,7 @@ class Traffic:
         call.unread_bytes = size_bytes
         self._unread.add(call.caller, size_bytes)
         self.await_caller(call)
+        return message
 
     def _look(self) -> None:
         """End the calls whose callers take too long, and count requests that arrive slowly."""

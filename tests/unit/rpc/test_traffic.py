@@ -260,16 +260,16 @@ async def test_a_message_that_cannot_be_cut_is_refused_where_there_is_no_room() 
     def hold() -> None:
         for call in held:
             call.caller = "a"
-            rig.traffic._hold_unread(call, bytes(256 * KIB))
+            rig.traffic.hold(call, bytes(256 * KIB))
 
     hold()
     one = Call(Caller())
     one.caller = "a"
     with pytest.raises(WasmkilnError) as failure:
-        rig.traffic._hold_unread(one, bytes(256 * KIB))
+        rig.traffic.hold(one, bytes(256 * KIB))
     assert failure.value.metadata["limit"] == "send"
     assert rig.traffic.usage().send_bytes == 2 * MIB
-    rig.traffic._hold_unread(one, bytes(64 * KIB))
+    rig.traffic.hold(one, bytes(64 * KIB))
     for call in (*held, one):
         rig.traffic.end(call)
     await rig.close()
