@@ -7,12 +7,12 @@ import hashlib
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from http.client import HTTPConnection
-from itertools import count
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import grpc
@@ -31,9 +31,9 @@ from wasmkilnd.signing.keys import read_keys
 from wasmkilnd.signing.sealer import Sealer
 
 from bench import lab
-from bench.bare import METHOD
+from bench.bare import METHODS
 from bench.lab import Setting
-from bench.rows import Action, Row, compare, in_turns
+from bench.rows import Action, Row, compare, figure, in_turns
 from tests.servers.certificates import certificates
 from tests.servers.object_stores import KINDS_OF_OBJECT_STORES
 
@@ -81,58 +81,41 @@ class Held:
 
 
 def memory(given: Setting) -> Iterator[Row]:
-    """Memory hits beside servers that do nothing but send, and beside clients of other things."""
-    for module, goal in ((given.medium, 1.08), (given.small, 1.10)):
+    """Memory hits beside servers that do nothing but send, and by our client."""
+    for module in (given.medium, given.small):
         with ExitStack() as stack:
             held = Held(stack, given, module, given.daemon)
-            ours: list[float] = []
-            bare: list[float] = []
+            servers, found = _servers(stack, given, held), defaultdict[str, list[float]](list)
             # On fresh connections, whose flow control may settle at different speeds.
             for _ in range(given.rounds(3)):
                 with ExitStack() as sitting:
-                    daemon = lab.RawStream(sitting, given.daemon.address)
                     actions: dict[str, Action] = {
-                        "daemon": partial(daemon.drain, held.request()),
-                        "bare": _bare(sitting, held),
+                        name: partial(lab.RawStream(sitting, address, way).drain, held.request())
+                        for name, (_, address, way) in servers.items()
                     }
                     series = in_turns(actions, given.rounds(300), given.rounds(50))
-                ours += series["daemon"]
-                bare += series["bare"]
-            against = "bare grpcio (asyncio)"
-            yield compare("memory hit", held.what, ours, against, bare, goal)
-            url = lab.start_redis(stack, given.folder / f"redis-beside-{module.name}")
-            server = stack.enter_context(redis.Redis.from_url(url))
-            server.set("artifact", held.file.read_bytes())
+                for name, seconds in series.items():
+                    found[name] += seconds
+            yield from _beside_bare("memory hit", held.what, found, 1.08)
             actions = {
                 "daemon": held.hit,
                 "client": partial(held.client.compile, module.sha256, engine=held.engine),
                 "whole": partial(held.stream.whole, held.request()),
-                "redis": partial(server.get, "artifact"),
             }
             series = in_turns(actions, given.rounds(200), given.rounds(50))
-            hit, get = series["daemon"], series["redis"]
-            yield compare("memory hit", held.what, hit, "redis-py GET (hiredis)", get)
             what, of = f"{held.what}, Client.compile", 1.3 if held.is_large else None
-            yield compare("memory hit", what, series["client"], "the same call, raw", hit, of)
-            against = "the same, joined and hashed"
+            raw, against = series["daemon"], "the same, joined and hashed"
+            yield compare("memory hit", what, series["client"], "the same call, raw", raw, of)
             yield compare("memory hit", what, series["client"], against, series["whole"])
 
 
 def by_engine(given: Setting) -> Iterator[Row]:
-    """Memory hits by what the caller's engine says of itself, beside the same by settings."""
+    """Memory hits by the key of what the caller's engine says, beside the same by settings."""
     with ExitStack() as stack:
         held = Held(stack, given, given.small, given.daemon)
         settings = {"consume_fuel": "true"}
         made = held.client.compile(given.small.sha256, engine=held.engine, settings=settings)
         section = section_of(made.bytes)
-        features = count()
-
-        def unknown() -> float:
-            # Its CPU has a feature that nobody else's has.
-            other = section.replace(b"has_apx", f"x{next(features):06}".encode())
-            asked = held.request(compatibility=other)
-            return held.stream.timed(asked, types_pb2.ORIGIN_MEMORY)
-
         key, named = hashlib.sha256(section).digest(), held.request(settings=settings)
         held.client.compile(given.small.sha256, into=section)
         by_key = lab.request("", given.small, inline_limit_bytes=INLINE_BYTES, compatibility=key)
@@ -144,27 +127,31 @@ def by_engine(given: Setting) -> Iterator[Row]:
         against = "by engine and settings", series["settings"]
         what = f"{held.what}, by compatibility key"
         yield compare("memory hit", what, series["key"], *against, 1.02)
-        # Apart from them: what was learned is written twice a second.
-        series = in_turns({**actions, "unknown": unknown}, given.rounds(300))
-        what = f"{held.what}, by an engine that nobody has shown"
-        yield compare("memory hit", what, series["unknown"], "by its key", series["key"])
 
 
-def _bare(stack: ExitStack, held: Held) -> Callable[[], None]:
-    server = lab.program(stack, "bare", str(held.file))
-    return lab.RawStream(stack, f"127.0.0.1:{server.said}", METHOD).drain
+def _servers(stack: ExitStack, given: Setting, held: Held) -> dict[str, tuple[int, str, str]]:
+    """Return process, address and method of the daemon, and of each way to send bytes alone."""
+    bare = lab.program(stack, "bare", str(held.file))
+    servers = {"daemon": (given.daemon.pid, given.daemon.address, lab.COMPILE)}
+    return servers | {n: (bare.pid, f"127.0.0.1:{bare.said}", way) for n, way in METHODS.items()}
+
+
+def _beside_bare(
+    group: str, what: str, found: Mapping[str, Sequence[float]], goal: float | None
+) -> Iterator[Row]:
+    """Compare with each way to send bytes alone, the first of which has a goal; say the rest."""
+    for number, (name, seconds) in enumerate((n, found[n]) for n in METHODS):
+        over = figure(median(found["daemon"]) - median(seconds))
+        pair, of = (found["daemon"], name, seconds), None if number else goal
+        yield compare(group, what, *pair, of, f"{over} over {name}")
 
 
 def rates(given: Setting) -> Iterator[Row]:
     """The daemon and a bare server by turns, hits of 20 KB, with one caller and with many."""
     with ExitStack() as stack:
         held = Held(stack, given, given.small, given.daemon)
-        bare = lab.program(stack, "bare", str(held.file))
-        servers = {
-            "daemon": (given.daemon.pid, given.daemon.address, lab.COMPILE),
-            "bare": (bare.pid, f"127.0.0.1:{bare.said}", METHOD),
-        }
-        for callers in (1, 8, 64):
+        servers = _servers(stack, given, held)
+        for callers, goal in ((1, 1.2), (8, None), (64, 1.2)):
             found: dict[str, list[tuple[float, float]]] = {name: [] for name in servers}
             for _ in range(given.rounds(4)):
                 for name, server in servers.items():
@@ -172,9 +159,8 @@ def rates(given: Setting) -> Iterator[Row]:
                     found[name].append(asyncio.run(calls))
             wall, cpu = ({n: [each[at] for each in found[n]] for n in servers} for at in (0, 1))
             group = f"hits of {held.what}, {callers} caller{'s' if callers > 1 else ''}"
-            for what, by in (("time", wall), ("CPU time of the server", cpu)):
-                pair = (by["daemon"], "bare grpcio (asyncio)", by["bare"])
-                yield compare(group, f"{what} per hit", *pair)
+            yield from _beside_bare(group, "time per hit", wall, None)
+            yield from _beside_bare(group, "CPU time of the server per hit", cpu, goal)
 
 
 async def _per_hit(
