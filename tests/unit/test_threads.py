@@ -81,3 +81,24 @@ async def test_a_failure_is_that_of_the_job() -> None:
     with pytest.raises(ZeroDivisionError):
         await asyncio.wrap_future(threads.submit(divmod, 1, 0))
     threads.shutdown()
+
+
+async def test_where_no_more_threads_can_start_the_others_do_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads, go_on = Threads(2, "few"), threading.Event()
+    first = threads.submit(go_on.wait)
+
+    def fails(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fails)
+        second = threads.submit(int)
+        with pytest.raises(RuntimeError):
+            Threads(1, "none").submit(int)
+    assert threads.submit(threading.current_thread).result(10).name.startswith("few-")
+    assert second.result(10) == 0
+    go_on.set()
+    assert first.result(10)
+    threads.shutdown()

@@ -15,7 +15,7 @@ from concurrent.futures import Executor, Future, wait
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
-from threading import Semaphore, Thread
+from threading import Thread
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -32,16 +32,28 @@ class Threads(Executor):
         Where threads take turns, each finds its memory in no cache: that costs 0.1 ms a job.
         """
         self._jobs = SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]()
-        self._names = iter([f"{name}-{number}" for number in range(count)])
-        self._count, self._free = count, Semaphore(0)
+        self._names = [f"{name}-{number}" for number in range(count)]
+        # No lock of Python's: a finalizer may submit while its thread is in here.
+        self._count, self._free = count, SimpleQueue[None]()
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **named: Any) -> Future[T]:
         """Call ``fn`` in a thread."""
         future = Future[T]()
         self._jobs.put((future, partial(fn, *args, **named)))
-        if not self._free.acquire(blocking=False) and (name := next(self._names, "")):
-            Thread(target=self._work, name=name, daemon=True).start()
+        try:
+            self._free.get_nowait()
+        except Empty:
+            with suppress(IndexError):
+                self._start(self._names.pop())
         return future
+
+    def _start(self, name: str) -> None:
+        try:
+            Thread(target=self._work, name=name, daemon=True).start()
+        except RuntimeError:  # There can be no more threads now: the others get to it.
+            self._names.append(name)
+            if len(self._names) == self._count:
+                raise
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:
         """End each thread after the jobs that wait, which are dropped with ``cancel_futures``.
@@ -65,7 +77,7 @@ class Threads(Executor):
                     end = partial(future.set_exception, failure)
                 except BaseException as panic:  # Of Rust: it would end whoever waits.
                     end = partial(future.set_exception, RuntimeError(repr(panic)))
-            self._free.release()  # First: who hears of the end may have the next job.
+            self._free.put(None)  # First: who hears of the end may have the next job.
             end()
             del job, future, work, end
 
@@ -84,7 +96,8 @@ class Jobs:
 
     async def end(self) -> None:
         """Give jobs under way a moment to end."""
-        await asyncio.to_thread(wait, [*self._under_way], _PATIENCE_S)
+        if jobs := [*self._under_way]:
+            await asyncio.to_thread(wait, jobs, _PATIENCE_S)
 
 
 async def finished(job: Future[Any], until_s: Callable[[], float]) -> bool:
