@@ -331,12 +331,17 @@ def pinned_in(state_dir: Path, namespace: str) -> set[str]:
 
 
 def _merge(one: Mapping[str, PinTimes], other: Mapping[str, PinTimes]) -> dict[str, PinTimes]:
-    """Return what both know; of what is unpinned, the latest MAX_PINS."""
+    """Return what both know; of what is unpinned, MAX_PINS: what was pinned, and the latest."""
     never = PinTimes()
     pairs = {each: (one.get(each, never), other.get(each, never)) for each in {**one, **other}}
     both = {each: PinTimes(*map(max, *pair)) for each, pair in pairs.items()}
-    unpinned = [module for module, at in both.items() if not at.is_pinned]
-    for module in sorted(unpinned, key=lambda each: both[each].unpinned_ms)[:-MAX_PINS]:
+    # Whoever unpins what was never pinned pushes out nothing that was.
+    unpinned = [
+        (at.pinned_ms > 0, at.unpinned_ms, module)
+        for module, at in both.items()
+        if not at.is_pinned
+    ]
+    for *_, module in sorted(unpinned)[:-MAX_PINS]:
         del both[module]
     return both
 

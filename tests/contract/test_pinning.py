@@ -348,6 +348,9 @@ async def test_lists_are_bounded(start: Start) -> None:
     assert len(two.in_file()) == MAX_PINS
     assert f"{4:064x}" not in two.in_file()
     assert f"{5:064x}" in two.in_file()
+    # What was never pinned pushes out nothing that was.
+    assert await two.pins.unpin(f"{0:064x}") == (False, True)
+    assert two.in_file().keys() == {f"{n:064x}" for n in range(5, MAX_PINS + 5)}
 
 
 async def test_the_last_change_counts_whatever_the_clock_says(start: Start) -> None:
