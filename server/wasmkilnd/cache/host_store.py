@@ -728,14 +728,14 @@ class Entry:
     def check(self, artifact: Artifact, frames: list[bytes] | None = None) -> None:
         """Compare the bytes with what ``verified`` returned, and add them to ``frames``."""
         # One more byte than there are.
-        digest, most_bytes = hashlib.sha256(), artifact.size_bytes + 1
-        room = memoryview(bytearray(min(most_bytes, wire.CHUNK_BYTES)))
+        digest, left_bytes = hashlib.sha256(), artifact.size_bytes + 1
+        room = memoryview(bytearray(min(left_bytes, wire.CHUNK_BYTES)))
         with _opened(f"{self.path}/{ARTIFACT}") as file:
-            for _ in range(0, most_bytes, wire.CHUNK_BYTES):
-                chunk = room[: file.readinto(room)]
-                digest.update(chunk)
-                if frames is not None and chunk:
-                    frames.append(wire.frame(chunk))
+            while got_bytes := file.readinto(room[:left_bytes]):
+                left_bytes -= got_bytes
+                digest.update(room[:got_bytes])
+                if frames is not None:
+                    frames.append(wire.frame(room[:got_bytes]))
         if digest.hexdigest() != artifact.sha256:
             raise ValueRejected(Cause.DIGEST, f"{ARTIFACT} is damaged")
 
