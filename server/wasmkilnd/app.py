@@ -88,6 +88,7 @@ class Shutdown:
     def undo(self) -> None:
         """Take back what was asked for."""
         self.asked.clear()
+        self.overdue.clear()
         self._set(math.inf)
 
     def _set(self, deadline: float) -> None:
