@@ -267,6 +267,18 @@ def clients(both: Both) -> Iterator[tuple[Client, Client]]:
         yield one, other
 
 
+def test_commands_of_one_know_a_daemon_of_the_other(both: Both, old: Release) -> None:
+    """So the configuration is checked while the old daemon serves, at the addresses that it has."""
+    admin = both.old.admin_url.removeprefix("http://")
+    addresses = ("--listen", both.old.address, "--admin-listen", admin)
+    done = run(WASMKILND, "config", "--state-dir", both.old.state_dir, *addresses)
+    assert done.returncode == 0, done.stderr
+    for program, daemon in ((WASMKILND, both.old), (old.wasmkilnd, both.new)):
+        done = run(program, "reload", "--state-dir", daemon.state_dir)
+        assert done.returncode == 0, done.stderr
+        assert f"process id {daemon.pid} is reloaded" in done.stderr + done.stdout
+
+
 def test_both_answer_every_call_right_under_load(
     both: Both, clients: tuple[Client, Client]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 from dataclasses import dataclass
@@ -161,6 +162,16 @@ async def test_a_defect_in_a_reload_is_told_and_ends_nothing(tmp_path: Path) -> 
     assert "a defect of the daemon" in found.refused
     await service.end()
     assert running(tmp_path) == []
+
+
+def test_a_daemon_of_another_release_runs_too(tmp_path: Path) -> None:
+    daemon = RunningDaemon(os.getpid(), began(os.getpid()), reloads_ended=1)
+    write(tmp_path, daemon)
+    [file] = (tmp_path / "daemons").iterdir()
+    said = json.loads(file.read_bytes())
+    del said["status"]
+    file.write_text(json.dumps(said | {"version": "0.6.0"}))
+    assert running(tmp_path, tidy=True) == [daemon]
 
 
 def test_files_of_killed_daemons_go_and_nonsense_is_no_daemon(tmp_path: Path) -> None:

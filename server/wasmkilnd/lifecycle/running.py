@@ -16,7 +16,7 @@ import contextlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import structlog
@@ -47,6 +47,9 @@ class RunningDaemon:
     status: str = ""
 
 
+_FIELDS = {field.name for field in fields(RunningDaemon)}
+
+
 def write(state_dir: Path, daemon: RunningDaemon) -> None:
     """Replace a daemon's file. May block; never raises."""
     path = _folder(state_dir) / f"{daemon.pid}.json"
@@ -66,11 +69,11 @@ def remove(state_dir: Path) -> None:
 def began(pid: int) -> int:
     """Return when a process started, as the kernel counts; 0 if there is none."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0
     # A dead process that nobody has waited for yet runs no more.
-    return 0 if fields[0] == "Z" else int(fields[19])
+    return 0 if stat[0] == "Z" else int(stat[19])
 
 
 def running(state_dir: Path, *, tidy: bool = False) -> Sequence[RunningDaemon]:
@@ -100,12 +103,15 @@ def _folder(state_dir: Path) -> Path:
 
 
 def _read(path: Path) -> RunningDaemon | None:
-    """Return what a file says of a daemon that runs; None for nonsense, and for one that ended."""
+    """Return what a file says of a daemon that runs; None for nonsense, and for one that ended.
+
+    The daemon may be of another release, which says more, or less.
+    """
     try:
-        fields = json.loads(path.read_bytes())
-        fields["need_restart"] = tuple(fields["need_restart"])
-        daemon = RunningDaemon(**fields)
-    except (OSError, ValueError, TypeError, KeyError):
+        said = json.loads(path.read_bytes())
+        known = {name: said[name] for name in _FIELDS & said.keys()}
+        daemon = RunningDaemon(**known | {"need_restart": tuple(said["need_restart"])})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     runs = type(daemon.pid) is int and daemon.pid > 1 and began(daemon.pid) == daemon.began
     return daemon if runs else None
