@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,13 +21,25 @@ from tests.e2e.processes import eventually
 from tests.e2e.programs import Installed
 from tests.e2e.test_cache import COMPILED, REDIS, settled
 from tests.faults.proxy import GOOD, Line, Proxy
-from tests.faults.site import KINDS, PASSWORD, Kind, Site, running_site
+from tests.faults.site import KINDS, PASSWORD, Kind, Site, running_site, told
 
 # What a call may take: far more than the time-outs below, far less than waiting for ever.
 CALL_S = 60
+# The daemon has looked once whether writes succeed again.
+LOOK_S = 7
 _tags = count(1)
 DOWN, REFUSING = (
     [kind for kind in KINDS if kind.detail and kind.takes_reads == reads] for reads in (False, True)
+)
+
+# As for the user that 0.6.0 needs: other commands of a write succeed.
+REFUSING.append(
+    Kind(
+        "a user without APPEND",
+        told("ACL SETUSER default -append", "ACL SETUSER default +append"),
+        detail=r"no permission \(APPEND\)",
+        takes_reads=True,
+    )
 )
 
 
@@ -120,6 +133,8 @@ def test_a_redis_that_takes_no_writes_is_read(kiln: Kiln, kind: Kind) -> None:
         assert kiln.daemon.metric("tier_stores_total", outcome="error", tier="redis") > failed
         client.evict(all=True, tier="memory")
         assert client.compile(wasm.digest(known)).header.origin == REDIS
+        time.sleep(LOOK_S)
+        assert client.stats().redis_detail, "it is taken back too early"
     # With nothing to write it finds out by itself.
     eventually(lambda: not client.stats().redis_detail, "it is not taken back")
     kiln.check_taken_back()

@@ -345,7 +345,7 @@ class RedisStore(SharedTier[RedisLink]):
             if self.reports_usage:
                 self._usage = await self.link.usage()
             if self.write_refusal:  # The next write may be far off.
-                await self.link.run(("SET", self._refused, b"", "EX", 1))
+                await self.link.run(*_trial(self._refused))
                 self._note_refusal(b"", "")
 
     async def _renew(self) -> None:
@@ -485,6 +485,23 @@ class RedisStore(SharedTier[RedisLink]):
                 each = [await self._each([one]) for one in some] if len(some) > 1 else [none]
                 answers += itertools.chain(*each)
         return answers
+
+
+def _trial(name: bytes) -> list[Command]:
+    """Return every command that a write needs, on values that are gone within seconds.
+
+    A server may let the user do some of them. ``name`` is that of a value that is being written.
+    """
+    value, of = name + b":value", name + b":of"
+    return [
+        ("SET", name, b"", "EX", 10),
+        ("APPEND", name, b"."),
+        ("RENAMENX", name, value),
+        ("PERSIST", value),
+        ("EXPIRE", value, 1),
+        ("SADD", of, b"."),
+        ("EXPIRE", of, 1),
+    ]
 
 
 def _member(key: CacheKey) -> str:
