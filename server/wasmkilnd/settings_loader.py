@@ -39,7 +39,7 @@ _GONE = {
     "audit_file_bytes audit_files": "leave it out, and have logrotate rename the file",
     "redis_sentinel_user redis_sentinel_password": "append ?sentinel_user=...&sentinel_password="
     "..., percent-encoded, to redis_url",
-    "queue_bytes send_bytes send_pinned_bytes": "set receive_bytes, of which these are shares now",
+    "queue_bytes send_bytes send_pinned_bytes": "set receive_bytes, of which this is a share now",
     "admin_names": "have the proxy ask for localhost or for an IP address",
     "jwt_audience jwt_issuer jwt_keys": "write it into the policy file, below [jwt]",
     "open_health": "leave it out where callers need no identity; else write `open_health = true` at"
