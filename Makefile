@@ -25,9 +25,19 @@ FAST_PROCESSES = $(shell expr 1 + $(PROCESSES))
 PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
 # All tests but those of test-polyglot and test-operators.
 # What failed stands in a folder of its own, which no other run of pytest writes to meanwhile.
-SUITE = $(PYTEST) -o cache_dir=.work/test-cache --ignore=tests/polyglot --ignore=tests/operators
+CACHE = -o cache_dir=.work/$@-cache
+SUITE = $(PYTEST) $(CACHE) --ignore=tests/polyglot --ignore=tests/operators
 CROWD = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 BY_LANGUAGE = -n 2 --no-loadscope-reorder
+# Run tests side by side, then what failed once more, alone. $1: pytest and its files. $2: how.
+define in_crowd
+	@rm -rf .work/$@-cache
+	@$1 $2 $(ARGS); code=$$?; \
+	test $$code -eq 1 || exit $$code; \
+	echo "make $@: running what failed once more, alone: it passes if only the crowd was to blame"; \
+	$1 -rap --last-failed --last-failed-no-failures none $(ARGS) || exit; \
+	echo "make $@: FAILED IN THE CROWD, PASSED ALONE: the tests that this last run names; mend them" >&2
+endef
 # Words of pip-audit, and of errors that it does not catch, where the data cannot be had.
 NO_DATA := Could not connect|ConnectionError|ServiceError|Timeout|Max retries|could not be audited
 # The contract of the last release: what callers were promised.
@@ -67,12 +77,7 @@ demo: $(VENV)/.dev ## compile a real module, and show what each tier saves
 	@$(BIN)/python bench/demo.py $(ARGS)
 
 test: $(VENV)/.dev ## run every test (FULL=1: long ones at full size; ARGS="-k …")
-	@rm -rf .work/test-cache
-	@$(SUITE) $(CROWD) $(ARGS); code=$$?; \
-	test $$code -eq 1 || exit $$code; \
-	echo "make test: running what failed once more, alone: it passes if only the crowd was to blame"; \
-	$(SUITE) -rap --last-failed --last-failed-no-failures none $(ARGS) || exit; \
-	echo "make test: FAILED IN THE CROWD, PASSED ALONE: the tests that this last run names; mend them" >&2
+	$(call in_crowd,$(SUITE),$(CROWD))
 
 unit: $(VENV)/.dev ## run the unit and architecture tests alone, in two minutes
 	@$(PYTEST) -q -n $(FAST_PROCESSES) --dist worksteal $(FAST) $(ARGS)
@@ -110,7 +115,7 @@ bench: $(VENV)/.dev ## measure each figure beside its yardstick, in one run
 
 test-polyglot test-operators: $(VENV)/.dev ## test clients in other languages; test with operators' tools
 	@$(BIN)/python -m tests.$(@:test-%=%).toolchains
-	@$(if $(filter %operators,$@),OPERATORS,POLYGLOT)=all $(PYTEST) tests/$(@:test-%=%) $(if $(filter %operators,$@),$(CROWD),$(BY_LANGUAGE)) $(ARGS)
+	$(call in_crowd,$(if $(filter %operators,$@),OPERATORS,POLYGLOT)=all $(PYTEST) $(CACHE) tests/$(@:test-%=%),$(if $(filter %operators,$@),$(CROWD),$(BY_LANGUAGE)))
 
 test-pythons soak faults attack hostile verdicts large fuzz: $(VENV)/.dev ## long runs, of minutes each (ARGS=--help)
 	@$(BIN)/$(if $(filter fuzz,$@),pytest tests/fuzz --hypothesis-profile fuzz --timeout 0,python -m tests.$(@:test-%=%)) $(or $(ARGS),$(if $(filter verdicts,$@),--generate 1000))
