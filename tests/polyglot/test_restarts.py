@@ -41,7 +41,7 @@ ENGINE = "wasmtime-50.0.1"
 FLAGS = ["--redis-url", "none", "--max-module-bytes", "64MiB", "--shutdown-grace-s", "0.2"]
 BYTES_PER_S = 2_000_000
 UP_S = 3.0
-TIMEOUT: Words = ["--timeout-ms", "60000"]
+TIMEOUT: Words = ["--timeout-ms", "120000"]  # Beside other tests a daemon starts slowly.
 # Sizes of the modules, and how many calls ask for each. Artifacts are a little larger.
 LARGE_BYTES = 30_000_000
 ASKED = {LARGE_BYTES: 4, 4_000_000: 4, 1_000_000: 8, 200_000: 10, 1_000: 24}
