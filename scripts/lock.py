@@ -24,7 +24,9 @@ def lock(file: Path, oldest: str, *arguments: str, wanted: str | None = None) ->
     """Write one lock file of what the arguments or the text `wanted` ask for."""
     print(f"locking {file.relative_to(ROOT)}", file=sys.stderr)
     command = [find_uv_bin(), "pip", "compile", "--quiet", "--universal", "--generate-hashes"]
-    command += ["--no-header", "--python-version", oldest, "--output-file", str(file), *arguments]
+    # pip takes `redis[hiredis]`, which something asks for, for unpinned where a lock has `redis`.
+    command += ["--no-header", "--no-strip-extras", "--python-version", oldest]
+    command += ["--output-file", str(file), *arguments]
     subprocess.run(
         command, cwd=ROOT, input=wanted, text=True, check=True, stdout=subprocess.DEVNULL
     )

@@ -29,7 +29,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-from scripts.sbom import bill
+from scripts.sbom import LOCKED, bill
 from scripts.version import ROOT, version_of
 
 PROTOS = ROOT / "protos"
@@ -99,13 +99,12 @@ def build_packages(folder: Path, version: str, root: Path = ROOT) -> tuple[Path,
 def requirements(version: str, lock: str, files: list[Path]) -> str:
     """Return the lock file of the daemon, less what only builds, with the release on top."""
     parts = {each["name"] for each in bill("0", lock)["components"]}
-    head, *blocks = re.split(r"^(?=[a-z0-9-]+==)", lock, flags=re.MULTILINE)
-    needed = "".join(block for block in blocks if block.split("==")[0] in parts)
+    needed = "".join(block[0] for block in LOCKED.finditer(lock) if block[1] in parts)
     hashes = " \\\n".join(f"    --hash=sha256:{_sha256(file)}" for file in files)
     return (
         f"# Installs wasmkiln {version} and the versions that it was tested with:\n"
         f"#   pip install --require-hashes -r wasmkiln-{version}-requirements.txt\n"
-        f"wasmkiln[server]=={version} \\\n{hashes}\n{head}{needed}"
+        f"wasmkiln[server]=={version} \\\n{hashes}\n{needed}"
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from hatchling.builders.config import BuilderConfig
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-LOCKED = re.compile(r"^([a-z0-9-]+)==(\S+).*\n((?: .*\n?)*)", re.MULTILINE)
+LOCKED = re.compile(r"^([a-z0-9-]+)(?:\[[a-z0-9,-]+\])?==(\S+).*\n((?: .*\n?)*)", re.MULTILINE)
 _ASKED_BY = re.compile(r"^    # (?:via)? +([a-z0-9-]+)(?: \(|$)", re.MULTILINE)
 
 

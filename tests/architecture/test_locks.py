@@ -11,7 +11,9 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOCKED = re.compile(r"^(?P<name>[a-z0-9-]+)==(?P<version>\S+)(?P<rest>(.*\\\n)+.*)$", re.MULTILINE)
+LOCKED = re.compile(
+    r"^(?P<name>[a-z0-9-]+)(\[.+\])?==(?P<version>\S+)(?P<rest>(.*\\\n)+.*)$", re.MULTILINE
+)
 DIGEST = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
 
@@ -40,6 +42,17 @@ def test_a_lock_file_holds_what_the_project_asks_for(name: str) -> None:
         version = versions.get(wanted.name.lower().replace("_", "-"))
         assert version, f"requirements/{name}.txt lacks {wanted}: run `make lock`"
         assert wanted.specifier.contains(version), f"{wanted} is not locked: run `make lock`"
+
+
+@pytest.mark.parametrize("name", ["server", "dev"])
+def test_a_lock_file_names_the_extras_that_are_asked_for(name: str) -> None:
+    """pip takes `redis[hiredis]` for unpinned where `redis` alone is locked."""
+    text = (ROOT / "requirements" / f"{name}.txt").read_text()
+    wanted = [
+        f"{each.name}[{','.join(sorted(each.extras))}]" for each in asked(name) if each.extras
+    ]
+    assert wanted
+    assert [each for each in wanted if f"\n{each}==" not in text] == []
 
 
 def test_what_is_served_is_what_was_tested() -> None:

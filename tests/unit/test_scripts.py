@@ -168,12 +168,14 @@ def test_the_requirements_name_the_release_by_its_digests(tmp_path: Path) -> Non
     (tmp_path / "a").write_bytes(b"")
     lock = (ROOT / "requirements" / "server.txt").read_text()
     text = release.requirements("1.2.3", lock, [tmp_path / "a"])
-    first, rest = text.split("\n# Written by", 1)
-    assert first.endswith(
-        "wasmkiln[server]==1.2.3 \\\n    --hash=sha256:"
-        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    ours = (
+        "\nwasmkiln[server]==1.2.3 \\\n    --hash=sha256:"
+        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\n"
     )
+    first, rest = text.split(ours)
+    assert {line[0] for line in first.splitlines()} == {"#"}
     assert "\ngrpcio==" in rest
+    assert "\nredis[hiredis]==" in rest
     assert "\nhatchling==" not in rest
 
 
