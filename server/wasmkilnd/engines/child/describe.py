@@ -18,6 +18,7 @@ for each proposal: an engine that validates it has the proposal.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -47,6 +48,8 @@ _PROPOSALS = dict(rows("proposals.txt"))
 
 # A target, a CPU level, and settings.
 _Where = tuple[str, str, dict[str, str]]
+# A step, and the way in which it is taken.
+_Try = tuple[_Where, Callable[[Any], bytes]]
 
 
 def describe(engine: Engine, sandbox: Sandbox) -> dict[str, Any]:
@@ -55,7 +58,7 @@ def describe(engine: Engine, sandbox: Sandbox) -> dict[str, Any]:
     if status:
         raise RuntimeError("the engine could not compile an empty module")
     said = json.loads(output)
-    trials = _Trials(engine, sandbox, said["host_triple"])
+    trials = _Trials(engine, sandbox, said["host_triple"], said["candidate_targets"])
     chooses = said["compiler_setting"]
     tried = trials.settings(trials.host, cpu.NATIVE, said["candidate_settings"], chooses)
     # Not a compiler that there is no choice of.
@@ -80,12 +83,11 @@ def describe(engine: Engine, sandbox: Sandbox) -> dict[str, Any]:
                 "host": triple == trials.host,
                 "settings": own(triple),
             }
-            for triple in said["candidate_targets"]
-            if (levels := trials.levels(triple))
+            for triple, levels in trials.levels.items()
+            if levels
         ],
         "settings": settings,
-        "wasm_features": [name for name, body in _PROPOSALS.items() if trials.validates(body)]
-        + ["component-model"] * ("component" in said["kinds"]),
+        "wasm_features": trials.proposals() + ["component-model"] * ("component" in said["kinds"]),
         "compared": [
             found
             for target in {trials.host: None, cpu.PORTABLE: None}
@@ -95,22 +97,25 @@ def describe(engine: Engine, sandbox: Sandbox) -> dict[str, Any]:
 
 
 class _Trials:
-    """Attempts with one engine."""
+    """Attempts with one engine.
 
-    def __init__(self, engine: Engine, sandbox: Sandbox, host: str) -> None:
+    - ``levels``: of each target the CPU levels that the engine compiles for, the default first.
+    """
+
+    def __init__(self, engine: Engine, sandbox: Sandbox, host: str, targets: list[str]) -> None:
         self._engine = engine
         self._sandbox = sandbox
         self.host = host
+        self.levels = {triple: self._levels(triple) for triple in targets}
 
     def broken(self, kind: str) -> str:
         """Return why the engine does not compile and run a module of a kind; empty if it does."""
-        if not (levels := self.levels(self.host)):
+        if not (levels := self.levels[self.host]):
             return "it does not compile for this machine"
         value, why = self._run((self.host, levels[0], {}), kind)
         return why or ("" if value == b"5" else f"its code returned {value.decode()} for 2 + 3")
 
-    def levels(self, triple: str) -> list[str]:
-        """Return the CPU levels that the engine compiles for, the default first."""
+    def _levels(self, triple: str) -> list[str]:
         architecture, is_host = triple.partition("-")[0], triple == self.host
         default = cpu.default_level(architecture, is_host, cpu.host_features())
         offered = cpu.offered_levels(architecture, is_host)
@@ -183,8 +188,7 @@ class _Trials:
             said |= {"cpu": shows.cpu, "key": section.key_of(own)}
             return json.dumps(said).encode()
 
-        levels = self.levels(target)
-        tries: list[_Where] = [(target, each, {}) for each in levels]
+        tries: list[_Where] = [(target, each, {}) for each in self.levels[target]]
         names = {each["name"] for each in settings}
         tries += [
             (target, level, change)
@@ -192,7 +196,7 @@ class _Trials:
             for change in values.values()
             if name in names
         ]
-        shown_by = [json.loads(line or "{}") for line in self._each(tries, shown)]
+        shown_by = [json.loads(line or "{}") for line in self._each([(x, shown) for x in tries])]
         found = list(zip(tries, shown_by))  # noqa: B905 - CPython 3.9 has no strict
         samples = [
             {"settings": where[2], **{each: one[each] for each in ("changed", "loads", "takes")}}
@@ -208,15 +212,17 @@ class _Trials:
             **usual._asdict(),
         }
 
-    def validates(self, body: str) -> bool:
-        """Return whether the engine finds a core module valid."""
+    def proposals(self) -> list[str]:
+        """Return those of whose modules the engine finds each valid."""
 
-        def validate_it(configured: Any) -> bytes:
+        def validate(body: str, configured: Any) -> bytes:
             wasm = CORE_PREAMBLE + bytes.fromhex(body)
             self._engine.validate(configured, bytearray(wasm), "core")
             return b"valid"
 
-        return self._try((self.host, cpu.NATIVE, {}), validate_it)[0] == b"valid"
+        native: _Where = self.host, cpu.NATIVE, {}
+        found = self._each([(native, partial(validate, body)) for body in _PROPOSALS.values()])
+        return list(itertools.compress(_PROPOSALS, found))
 
     def _artifacts(self, wheres: Sequence[_Where]) -> list[bytes]:
         """Compile an empty module in each way; return the digests of the artifacts."""
@@ -225,24 +231,24 @@ class _Trials:
             code = self._compile(CORE_PREAMBLE, "core", configured)
             return hashlib.sha256(code).hexdigest().encode()
 
-        return self._each(wheres, digest)
+        return self._each([(where, digest) for where in wheres])
 
-    def _each(self, wheres: Sequence[_Where], step: Callable[[Any], bytes]) -> list[bytes]:
-        """Take a step in each way; return what it returns, a line each, empty where it failed.
+    def _each(self, tries: Sequence[_Try]) -> list[bytes]:
+        """Take each step in its way; return what it returns, a line each, empty where it failed.
 
-        One process tries one way after the other. Where that ends it, another goes on behind.
+        One process takes one after the other. Where that ends it, another goes on behind.
         """
         found: list[bytes] = []
 
         def others() -> Iterator[bytes]:
-            for where in wheres[len(found) :]:
+            for where, step in tries[len(found) :]:
                 said = self._taken(where, step)
                 yield (said[1:] if said[:1] == b"+" else b"") + b"\n"
 
-        while len(found) < len(wheres):
+        while len(found) < len(tries):
             output, _ = self._sandbox.attempt(others)
             found += output.split(b"\n")[:-1]
-            if len(found) < len(wheres):
+            if len(found) < len(tries):
                 found.append(b"")
         return found
 
