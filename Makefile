@@ -41,7 +41,7 @@ endef
 # Words of pip-audit, and of errors that it does not catch, where the data cannot be had.
 NO_DATA := Could not connect|ConnectionError|ServiceError|Timeout|Max retries|could not be audited
 # The contract of the last release: what callers were promised.
-RELEASED := v0.6.0.binpb
+RELEASED := v0.7.0.binpb
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test unit check protos site lock audit dist publish bench \
