@@ -638,6 +638,7 @@ class Methods(ABC):
         access = self._access
         call: Any = {"metadata": metadata + access.metadata() + rpc.traced()}
         call["timeout"] = deadline.remaining_s()  # with no time left, grpc fails at once
+        call["wait_for_ready"] = deadline.waits
         start_s, path = time.monotonic(), path or _path_of(type(request))  # type: ignore[arg-type]
         try:
             if callable(request):
@@ -689,6 +690,8 @@ class Methods(ABC):
                 told, what = True, (self.address, error.reason or error.code.name, left_s)
                 _log.info("no answer yet from %s (%s): trying again for up to %.0f s", *what)
             before = error
+            # gRPC connects while a call waits for it: between calls it looks every 5 s only.
+            deadline.waits = most == sys.maxsize and isinstance(error, errors.ConnectionFailed)
             await self._pause(pause_s)
 
     async def _wanted(

@@ -52,10 +52,14 @@ _MESSAGE_TOO_LARGE = re.compile(
 
 
 class Deadline:
-    """The moment at which a call ends, all of its attempts included."""
+    """The moment at which a call ends, all of its attempts included.
+
+    - ``waits``: whether its next attempt waits for a connection, and does not fail without one.
+    """
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
+        self.waits = False
         self._end_s = time.monotonic() + timeout_s
 
     def remaining_s(self) -> float:
