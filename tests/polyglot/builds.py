@@ -56,7 +56,8 @@ class Asks:
         """Run it. Return what it says, a line for each call."""
         # With so few descriptors that a client which leaks them in some calls fails in the next.
         argv = ["prlimit", "--nofile=64", *self.argv] if self.language != "java" else self.argv
-        done = run([*argv, *words], cwd=ROOT)
+        # For longer than any deadline here: a client that waits for too long still says so.
+        done = run([*argv, *words], cwd=ROOT, timeout_s=240)
         assert done.stdout, done.stderr
         print(done.stdout, end="")
         return said_in(done.stdout)

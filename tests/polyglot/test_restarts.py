@@ -4,8 +4,8 @@ The daemon ends three seconds after it was ready, by turns by SIGKILL and by SIG
 once on the same port and state, which takes one or two seconds. In two seconds, a line carries
 little more than 3 MB of an artifact, and the message that a cut loses has up to 0.5 MB.
 
-On a busy machine a start takes longer. The daemon then serves for three times as long, from its
-third start on: otherwise no client could have 30 MB within its deadline, whatever it does.
+On a busy machine a start takes longer. From its third start on, the daemon serves for at least
+twice as long as it started: otherwise no client has 30 MB within its deadline, whatever it does.
 
 Every client has a line of its own, with 2 MB/s for each connection, which cuts each download once.
 """
@@ -120,9 +120,8 @@ def restart_until(shelf: Shelf, calls: Collection[Future[Any]]) -> int:
     for restarts in itertools.count():
         began_s = time.monotonic()
         with shelf.daemon() as daemon:
-            started_s = time.monotonic() - began_s
-            is_busy = restarts >= 2 and started_s > UP_S
-            if not wait(calls, 3 * started_s if is_busy else UP_S).not_done:
+            least_s = 2 * (time.monotonic() - began_s) if restarts >= 2 else 0
+            if not wait(calls, max(UP_S, least_s)).not_done:
                 return restarts
             if restarts % 2:
                 daemon.stop()
