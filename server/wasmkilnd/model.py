@@ -261,6 +261,7 @@ class Artifact:
     - ``coming``: in place of ``frames``, while they are being decoded: each as soon as it is.
     - ``pieces``: in place of ``frames``, of an artifact that memory cannot hold: returns the frames
       from an offset on, each read from its file when it is awaited.
+    - ``described``: the same without ``frames``, where the tier that it came from keeps that.
     """
 
     module_sha256: str
@@ -278,6 +279,7 @@ class Artifact:
     compatibility: str = ""
     coming: Sequence[Future[bytes]] = field(default=(), repr=False)
     pieces: Callable[[int], Iterator[Awaitable[bytes]]] | None = field(default=None, repr=False)
+    described: Artifact | None = field(default=None, repr=False)
 
     @property
     def key(self) -> CacheKey:

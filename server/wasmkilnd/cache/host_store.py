@@ -249,7 +249,7 @@ class HostDirectory:
 
     def remember(self, checked: Checked, path: str, artifact: Artifact, files: EntryId) -> None:
         """Check these very files no more, unless ``checked`` counts no more."""
-        self._checked_bytes += 0 if path in checked else 2048 + 2 * files[HEADER][2]
+        self._checked_bytes += 0 if path in checked else 2048 + 3 * files[HEADER][2]
         if self._checked_bytes > _REMEMBERED_BYTES:
             self.recheck()
         checked[path] = artifact, files
@@ -553,7 +553,7 @@ class HostStore:
             return None  # Not removed: daemons with a higher limit use it.
         if size_bytes <= wire.CHUNK_BYTES or fits(size_bytes):
             artifact, _ = self._use(more, frames := list[bytes](), entry)
-            return replace(artifact, frames=tuple(frames))
+            return replace(artifact, frames=tuple(frames), described=artifact)
         artifact, _ = self._use(more, None, entry)
         which = entry.files[ARTIFACT]
         if (file := self._sent.get(which)) is None:

@@ -310,7 +310,8 @@ def with_frames(opened: Opened, frames: Sequence[bytes]) -> Artifact | Module:
         return dataclasses.replace(opened.what, wasm=wasm)
     if opened.hashed_bytes:
         (check_frames if opened.encoding else _check_whole)(opened, views)
-    return dataclasses.replace(opened.what, frames=tuple(frames), encoding=opened.encoding)
+    what = opened.what
+    return dataclasses.replace(what, frames=tuple(frames), encoding=opened.encoding, described=what)
 
 
 def check_frames(opened: Opened, stored: Iterable[Payload]) -> None:

@@ -332,7 +332,7 @@ class SerializedAnswer(NamedTuple):
 
 
 class Headers:
-    """Puts answers together from what is kept for as long as the artifact is in memory."""
+    """Puts answers together from what is kept for as long as a tier keeps what it describes."""
 
     def __init__(self) -> None:
         self._kept: weakref.WeakKeyDictionary[model.Artifact, tuple[bytes, ...]]
@@ -373,9 +373,9 @@ class Headers:
 
     def _message(self, served: Served, *more: bytes | memoryview) -> bytes:
         """Return the serialized CompileResponse whose header has ``more`` fields."""
-        kept = self._kept.get(served.artifact)
-        if kept is None:
-            kept = self._kept[served.artifact] = _of_artifact(served.artifact)
+        what = served.artifact.described or served.artifact
+        if (kept := self._kept.get(what)) is None:
+            kept = self._kept[what] = _of_artifact(what)
         key = served.compatibility or served.artifact.compatibility
         of_call = _of_call(served.origin, served.queue_time_s, served.host_file, key)
         parts = (*kept, served.artifact.attestation, of_call, *more)
