@@ -261,7 +261,8 @@ class Artifact:
     - ``coming``: in place of ``frames``, while they are being decoded: each as soon as it is.
     - ``pieces``: in place of ``frames``, of an artifact that memory cannot hold: returns the frames
       from an offset on, each read from its file when it is awaited.
-    - ``described``: the same without ``frames``, where the tier that it came from keeps that.
+    - ``described``: the same without its bytes, where the tier that it came from keeps that. What
+      is kept has none itself, so that no artifact holds all those before it.
     """
 
     module_sha256: str

@@ -567,7 +567,7 @@ class HostStore:
                 read = partial(file.frame, at, min(wire.CHUNK_BYTES, size_bytes - at))
                 yield _Later(partial(self._piece, read))
 
-        return replace(artifact, pieces=pieces)
+        return replace(artifact, pieces=pieces, described=artifact)
 
     def _use(self, more: Allowance, frames: list[bytes] | None, entry: Entry) -> Found:
         """Check an entry, unless it was; add its bytes to ``frames``."""
@@ -593,7 +593,7 @@ class HostStore:
         is_there = stored and stored.attestation == artifact.attestation
         if is_there or self.verifier.outdated(artifact):
             return
-        plain = replace(artifact, frames=(), encoding="")
+        plain = artifact.described or replace(artifact, frames=(), encoding="")
         texts = {HEADER: header_text(self.header_of(plain)), ATTESTATION: artifact.attestation}
         needed = _BLOCK_BYTES + sum(map(_on_disk, (artifact.size_bytes, *map(len, texts.values()))))
         if needed > self.limit_bytes:  # ``takes`` says so, unless the header is large.

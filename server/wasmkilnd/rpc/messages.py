@@ -332,7 +332,7 @@ class SerializedAnswer(NamedTuple):
 
 
 class Headers:
-    """Puts answers together from what is kept for as long as a tier keeps what it describes."""
+    """Puts answers together from what is kept for as long as a tier holds or describes it."""
 
     def __init__(self) -> None:
         self._kept: weakref.WeakKeyDictionary[model.Artifact, tuple[bytes, ...]]

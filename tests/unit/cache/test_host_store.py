@@ -371,6 +371,24 @@ async def test_what_does_not_fit_is_read_as_it_is_sent(tmp_path: Path) -> None:
             assert len(got) == -(-(1_300_000 - offset_bytes) // wire.CHUNK_BYTES)
 
 
+async def test_every_hit_has_the_description_that_the_store_keeps(tmp_path: Path) -> None:
+    """And none that an earlier entry left: an artifact would hold all of them."""
+    one = artifact(1, 1_300_000)
+    async with started(host_store(tmp_path, SEALER)) as tier:
+        for _ in range(3):
+            await tier.put(one)
+            whole = [await tier.get(one.key) for _ in range(2)]
+            hits = [*whole, await tier.get(one.key, None, lambda size_bytes: False)]
+            described = {each.described for each in hits if each}
+            assert len(described) == 1
+            assert same(kept := described.pop(), replace(one, frames=(), described=None))
+            assert kept
+            assert kept.described is None
+            assert hits[0]
+            one = hits[0]
+            await tier.evict(EvictScope())
+
+
 async def test_all_calls_share_the_file_that_they_are_sent(tmp_path: Path) -> None:
     one = artifact(1, 1_300_000)
 

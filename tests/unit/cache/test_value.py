@@ -102,6 +102,17 @@ def test_a_copy_by_another_key_has_the_bytes_that_were_attested(name: str) -> No
     assert read(values, one.key, both) == (None, ["mismatch"])
 
 
+@pytest.mark.parametrize("name", ["small", "large", "shrunk"])
+def test_a_value_that_is_known_is_described_once(name: str) -> None:
+    value, one = value_of(name), ALL[name]
+    first, second = (opened(value, one.key, SEALER) for _ in range(2))
+    assert isinstance(first, Artifact)
+    assert isinstance(second, Artifact)
+    assert first.described
+    assert first.described is second.described
+    assert not first.described.frames
+
+
 @settings(max_examples=50)
 @given(st.binary(min_size=1, max_size=200), st.integers(-2, 2), st.integers(0, 2))
 def test_what_is_kept_packed_is_what_any_decoder_reads(unit: bytes, more: int, whole: int) -> None:

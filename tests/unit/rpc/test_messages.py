@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from itertools import product
 
@@ -134,6 +136,28 @@ def test_a_first_message_is_the_one_that_protobuf_makes() -> None:
         assert len(answer.first) == whole.ByteSize()
         follows = not (file or omit_artifact or limit_bytes)
         assert answer.artifact is (ARTIFACT if follows else None)
+
+
+def test_a_header_is_made_once_of_what_a_tier_describes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For as long as the tier keeps that, and no longer."""
+    made = list[Artifact]()
+
+    def of_artifact(what: Artifact) -> tuple[bytes, bytes]:
+        made.append(what)
+        return plain(what)
+
+    plain = messages._of_artifact
+    monkeypatch.setattr(messages, "_of_artifact", of_artifact)
+    answers, described = Headers(), replace(ARTIFACT, frames=())
+    hits = [replace(ARTIFACT, described=described) for _ in range(3)]
+    told = {answers.answer(Served(hit, Origin.REDIS)).first for hit in hits}
+    assert told == {Headers().answer(Served(ARTIFACT, Origin.REDIS)).first}
+    assert made == [described, ARTIFACT]
+    kept = weakref.ref(described)
+    del hits, described
+    made.clear()
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.parametrize(
