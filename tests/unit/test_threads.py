@@ -6,9 +6,10 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
-from wasmkilnd.files.threads import Threads
+from wasmkilnd.files.threads import Threads, finished, wait_at_most
 
 from tests.doubles.until import until
 
@@ -101,4 +102,37 @@ async def test_where_no_more_threads_can_start_the_others_do_the_work(
     assert second.result(10) == 0
     go_on.set()
     assert first.result(10)
+    threads.shutdown()
+
+
+async def test_whoever_waits_leaves_the_others_their_future() -> None:
+    loop = asyncio.get_running_loop()
+    others = loop.create_future()
+    await wait_at_most(others, 0.01)
+    leaving = asyncio.create_task(wait_at_most(others, 60))
+    staying = asyncio.create_task(wait_at_most(others, float("inf")))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.wait((leaving,))
+    assert leaving.cancelled()
+    assert not others.done()
+    assert not staying.done()
+    others.set_exception(OSError("it is not raised here"))
+    await staying
+    await wait_at_most(others, 60)
+    assert isinstance(others.exception(), OSError)
+
+
+async def test_a_job_has_as_long_as_its_time_grows() -> None:
+    threads, go_on, asked = Threads(1, "one"), threading.Event(), list[float]()
+
+    def until_s() -> float:
+        asked.append(time.monotonic())
+        if len(asked) == 3:
+            go_on.set()
+        return asked[0] + 0.02 * len(asked) if len(asked) < 3 else float("inf")
+
+    assert await finished(threads.submit(go_on.wait), until_s)
+    never = threads.submit(threading.Event().wait, 1)
+    assert not await finished(never, lambda: time.monotonic() - 1)
     threads.shutdown()

@@ -112,14 +112,15 @@ async def finished(job: Future[Any], until_s: Callable[[], float]) -> bool:
     while not job.done():
         if (left_s := until_s() - time.monotonic()) <= 0:
             return False
-        await ended_within(ended, left_s)
+        await wait_at_most(ended, left_s)
     return True
 
 
-async def ended_within(future: asyncio.Future[Any], seconds: float) -> None:
-    """Wait for a future, which may be others' too, for so long at most.
+async def wait_at_most(future: asyncio.Future[Any], seconds: float) -> None:
+    """Wait for a future, which others may wait for too, for at most ``seconds``.
 
-    ``asyncio.wait`` does it with twice as many steps.
+    A caller that is cancelled does not cancel it. It is ``asyncio.wait`` without sets of futures:
+    every hit below memory waits twice, and took 5 % longer.
     """
     loop = asyncio.get_running_loop()
     waiter = loop.create_future()

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import structlog
 
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.files.threads import ended_within
+from wasmkilnd.files.threads import wait_at_most
 from wasmkilnd.waits.flights import Background
 
 V = TypeVar("V")
@@ -165,6 +165,6 @@ class WaitBudget:
                 if left_s <= 0:
                     raise TierUnavailable("the tiers took longer than one call may wait for them")
                 # Not for ever: the time that is free may end.
-                await ended_within(task, min(left_s, 0.25))
+                await wait_at_most(task, min(left_s, 0.25))
         finally:
             self.left_s -= max(0.0, time.monotonic() - began_s - more.seconds)
