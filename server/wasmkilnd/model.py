@@ -262,7 +262,8 @@ class Artifact:
     - ``pieces``: in place of ``frames``, of an artifact that memory cannot hold: returns the frames
       from an offset on, each read from its file when it is awaited.
     - ``described``: the same without its bytes, where the tier that it came from keeps that. What
-      is kept has none itself, so that no artifact holds all those before it.
+      is kept has none itself, so that no artifact holds all those before it; nor has an artifact
+      of which anything but its bytes was replaced.
     """
 
     module_sha256: str

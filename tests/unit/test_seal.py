@@ -181,3 +181,10 @@ def test_no_changed_stamp_is_accepted(position: int, flip: int) -> None:
 
 def _cause(refusal: Refusal | None) -> str:
     return refusal.cause if refusal else ""
+
+
+def test_what_is_sealed_anew_is_described_anew() -> None:
+    one = sealer(OURS).seal(artifact(1))
+    again = sealer(THEIRS).seal(replace(one, described=replace(one, frames=())))
+    assert again.attestation != one.attestation
+    assert again.described is None

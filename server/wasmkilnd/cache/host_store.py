@@ -593,7 +593,7 @@ class HostStore:
         is_there = stored and stored.attestation == artifact.attestation
         if is_there or self.verifier.outdated(artifact):
             return
-        plain = artifact.described or replace(artifact, frames=(), encoding="")
+        plain = replace(artifact, frames=(), encoding="", described=None)
         texts = {HEADER: header_text(self.header_of(plain)), ATTESTATION: artifact.attestation}
         needed = _BLOCK_BYTES + sum(map(_on_disk, (artifact.size_bytes, *map(len, texts.values()))))
         if needed > self.limit_bytes:  # ``takes`` says so, unless the header is large.

@@ -103,7 +103,8 @@ class Sealer:
             compile_time_s=float(artifact.compile_time_s),
             types_sha256=_types_sha256(artifact),
         )
-        return replace(artifact, attestation=sign(statement, signing.public.id, signing.sign))
+        attestation = sign(statement, signing.public.id, signing.sign)
+        return replace(artifact, attestation=attestation, described=None)
 
     def stamp(self, message: bytes) -> bytes:
         """Return ``STAMP_BYTES`` that tell other daemons which key vouches for ``message``."""
